@@ -1,10 +1,10 @@
 """The nouns that travel between files, the axis letters and the fixed rates.
 
 Axis letters: B batch, F latent frames, H W latent rows and columns, C latent channels,
-T target (query) tokens, S source (key) tokens, R reference tokens, A audio tokens, L text
-tokens, D width, N heads, K head dim, M mlp width; h w are the patch grid, `frames` are
-pixel frames at 25 Hz. Audio rows and motion codes run at the frame rate: four per latent
-frame, one for the first.
+T target (query) tokens, S source (key) tokens, R reference tokens, A audio tokens,
+L text tokens, D width, N heads, K head dim, M mlp width; h w are the patch grid,
+`frames` are pixel frames at 25 Hz. Audio rows and motion codes run at the frame rate:
+four per latent frame, one for the first.
 
 Fields hold arrays (NumPy on the host, JAX on the device); after `jax.tree.map` they may
 hold anything that the mapped function returned, so their shapes are documented here and
@@ -24,7 +24,7 @@ Leaf = Any
 
 
 class InputError(ValueError):
-    """Say in one line what was expected, what came, what to do; commands exit with 2."""
+    """Say in one line what was expected, what came, what to do; exit code 2."""
 
 
 def count_latents(frames: int) -> int:
@@ -39,7 +39,7 @@ def count_frames(latents: int) -> int:
 
 @struct.dataclass
 class VideoMotion:
-    """Video latents and their motion codes: noise, noisy sample, velocity or estimate."""
+    """Video latents and motion codes: noise, noisy sample, velocity or estimate."""
 
     latents: Leaf  # B F H W C, normalised per channel
     motion: Leaf = None  # B frames Dm; None where the motion stream is off
@@ -58,13 +58,13 @@ class Reference:
     identity: Leaf = None  # B I, mean face embedding; zeros: absent
     faces: Leaf = None  # B crops Hf Wf C, encoded face crops, each its own segment
     faces_valid: Leaf = None  # B crops bool
-    # Rows kept after the valid ones are packed to the front: a static bucket. None: all.
+    # Rows kept once valid ones are packed to the front: a static bucket. None: all.
     capacity: int | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
 class ReferenceCache:
-    """Keys and values of all reference rows in all blocks; one per reference condition."""
+    """Keys and values of all reference rows in all blocks, made once."""
 
     k: Leaf  # layers B R N K, after norm and rotary
     v: Leaf  # layers B R N K
@@ -73,7 +73,7 @@ class ReferenceCache:
 
 @struct.dataclass
 class Conditions:
-    """What the velocity network is told; each field may be absent or dropped per sample."""
+    """What the velocity network is told; a field may be absent or dropped per sample."""
 
     text: Leaf = None  # B L Dt; a dropped prompt is the embedding of the empty one
     null_text: Leaf = None  # B L Dt, the empty prompt, which reference rows see
