@@ -1,0 +1,20 @@
+"""Give every test eight CPU devices and strict shapes, and find the sample media."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Return the folder of real sample media, which is not part of the repository."""
+    if not SAMPLES.is_dir():
+        pytest.skip(f"needs the real sample media in {SAMPLES}, which is absent here")
+    return SAMPLES
