@@ -58,7 +58,10 @@ def test_a_single_frame_is_a_still_block_and_decodes_alone():
     np.testing.assert_allclose(first, held, atol=1e-5)
     temporal = codec.kept_coefficients(64)[0] > 0
     np.testing.assert_allclose(first[..., temporal], 0, atol=1e-4)
-    noise = jax.random.normal(jax.random.key(0), first.shape) * temporal
+    noise = (
+        jax.random.normal(jax.random.key(0), first.shape)
+        * temporal[None, None, None, None]
+    )
     np.testing.assert_allclose(DCT.decode(first + noise), DCT.decode(first), atol=1e-5)
 
 
