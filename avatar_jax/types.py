@@ -73,7 +73,7 @@ class ReferenceCache:
 
 @struct.dataclass
 class Conditions:
-    """What the velocity network is told; a field may be absent or dropped per sample."""
+    """What the velocity network is told; each field may be absent or dropped."""
 
     text: Leaf = None  # B L Dt; a dropped prompt is the embedding of the empty one
     null_text: Leaf = None  # B L Dt, the empty prompt, which reference rows see

@@ -110,5 +110,5 @@ def _check_heads(q: Float[Array, "B T N K"], k: Float[Array, "B2 S N2 K2"]) -> N
 def _check_implementation(implementation: Implementation | None) -> None:
     if implementation not in (None, "xla"):
         raise NotImplementedError(
-            f"implementation={implementation!r} is not in this build; use 'xla' or None."
+            f"implementation={implementation!r} is not in this build; use 'xla'."
         )

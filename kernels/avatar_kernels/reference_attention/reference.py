@@ -1,19 +1,22 @@
 """Sparse Reference Attention in plain jnp: the specification and the CPU path.
 
-Target rows (generated and still) attend to all valid rows, their own and the reference's;
-reference rows attend to valid rows of their own segment. With scale 1 / sqrt(K) and a
-source of own keys k_s and reference keys r_s:
+Target rows (generated and still) attend to all valid rows, their own and the
+reference's; reference rows attend to valid rows of their own segment. With scale
+1 / sqrt(K), own keys and values (k, v) and reference keys and values (r, w):
 
-  (1) target  o_t = sum_s p_ts v_s + sum_r p_tr w_r,  p = softmax over both sources at once
-  (2) segment o_t = sum_s p_ts v_s over s with segment(s) = segment(t)
+  (1) target   o_t = sum_s p_ts v_s + sum_r p_tr w_r, one softmax p over both sources
+  (2) segment  o_t = sum_s p_ts v_s, s in the segment of t
 
-The two sources of (1) meet in one softmax through their common maximum and sum; they are
-never concatenated. Products accumulate in float32. A row that sees nothing gives zeros.
+The sources of (1) meet in one softmax through their common maximum and sum; they are
+never concatenated. Products accumulate in float32. A row that sees nothing is zero.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+# Scores B N T S, mask B 1 S or B T S, values B S N K.
+Source = tuple[Array, Array, Array]
 MASKED = -1e30  # finite: an all-masked row must give zeros, not NaN
 
 
@@ -28,7 +31,7 @@ def scores(
 def weighted_sum(
     weights: Float[Array, "B N T S"], v: Float[Array, "B S N K"]
 ) -> Float[Array, "B T N K"]:
-    """Sum values in float32; the weights take the values' dtype, as on an accelerator."""
+    """Sum values in float32, the weights rounded to the values' dtype."""
     return jnp.einsum(
         "BNTS,BSNK->BTNK",
         weights.astype(v.dtype),
@@ -38,9 +41,7 @@ def weighted_sum(
 
 
 def attend(
-    sources: list[
-        tuple[Float[Array, "B N T _"], Bool[Array, "B #T _"], Float[Array, "B _ N K"]]
-    ],
+    sources: list[Source],
     dtype: jnp.dtype,
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N"]]:
     """Attend to several (scores, mask, values) in one softmax.
@@ -49,7 +50,8 @@ def attend(
       the output, and the log of the sum of exponentials (-1e30 where nothing is seen).
     """
     masked = [jnp.where(mask[:, None], s, MASKED) for s, mask, _ in sources]
-    peak = jnp.stack([s.max(-1) for s in masked]).max(0)  # B N T
+    # The peak cancels, so it carries no gradient.
+    peak = jax.lax.stop_gradient(jnp.stack([s.max(-1) for s in masked]).max(0))
     weights = [
         jnp.where(mask[:, None], jnp.exp(s - peak[..., None]), 0.0)
         for s, (_, mask, _) in zip(masked, sources, strict=True)

@@ -1,0 +1,185 @@
+"""Rows of the transformer: patches, positions, roles, and the packing of references.
+
+Generated rows come first, then the still's, frame by frame, patch row by patch row.
+Reference rows travel apart as `ReferenceRows`; packing moves the valid ones to the
+front and keeps a static number: invalid rows cost nothing and shapes stay static.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from avatar_jax.types import Reference
+
+REFERENCE_TIME = 256  # temporal position at which every reference segment restarts
+FACE_TIME = 512  # temporal position of the first face crop
+
+
+@struct.dataclass
+class ReferenceRows:
+    """Reference and face rows, packed; every field is gathered by the same order."""
+
+    patches: Array  # B R P, raw patches, flags included
+    positions: Array  # B R 3, rotary (time, row, column)
+    latent: Array  # B R int, index of the row's latent: its audio and motion tokens
+    segment_ids: Array  # B R int
+    is_face: Array  # B R bool
+    valid: Array  # B R bool
+
+
+def patchify(
+    latents: Float[Array, "B F H W C"], patch: int
+) -> Float[Array, "B F h w P"]:
+    """Cut each latent frame into patch x patch cells; order (row, column, channel)."""
+    if latents.shape[2] % patch or latents.shape[3] % patch:
+        raise ValueError(
+            f"Latents of {latents.shape[2]} x {latents.shape[3]} do not divide into "
+            f"{patch} x {patch} patches; use sizes that do."
+        )
+    return rearrange(latents, "B F (h p) (w q) C -> B F h w (p q C)", p=patch, q=patch)
+
+
+def unpatchify(
+    patches: Float[Array, "B F h w P"], patch: int
+) -> Float[Array, "B F H W C"]:
+    """Undo `patchify`."""
+    return rearrange(patches, "B F h w (p q C) -> B F (h p) (w q) C", p=patch, q=patch)
+
+
+def add_flags(
+    latents: Float[Array, "B F H W C"],
+    *,
+    reference: float,
+    motion_frame: Bool[Array, "B F"] | None = None,
+    still: Float[Array, "B 1 H W C"] | None = None,
+) -> Float[Array, "B F H W X"]:
+    """Append TAVR's two mask channels, and the still's latents where the model asks.
+
+    Args:
+      latents: of one role.
+      reference: 1 on the still and on all reference rows, else 0.
+      motion_frame: true on clean prefix latents.
+      still: repeated beside every frame; None adds no channels.
+    """
+    flag = jnp.full_like(latents[..., :1], reference)
+    motion = jnp.zeros_like(flag)
+    if motion_frame is not None:
+        motion = motion + motion_frame[:, :, None, None, None]
+    parts = [latents, flag, motion]
+    if still is not None:
+        parts.append(jnp.broadcast_to(still, latents.shape))
+    return jnp.concatenate(parts, -1)
+
+
+def grid_positions(
+    times: Float[Array, " F"], rows: int, columns: int, scale: float
+) -> Float[Array, "T 3"]:
+    """Return (time, row, column) of every patch; rows and columns are stretched.
+
+    `scale` is 720 / (short side in pixels), so that all resolutions share one range.
+    """
+    grid = jnp.stack(
+        jnp.meshgrid(
+            times, scale * jnp.arange(rows), scale * jnp.arange(columns), indexing="ij"
+        ),
+        -1,
+    )
+    return rearrange(grid, "F h w xyz -> (F h w) xyz")
+
+
+def reference_rows(
+    reference: Reference,
+    *,
+    patch: int,
+    scale: float,
+    face_scale: float,
+    extra_channels: int,
+) -> ReferenceRows:
+    """Turn a reference into packed rows.
+
+    Args:
+      reference: latents and validity; `capacity` is the static number of rows kept.
+      patch: side of a patch in latent cells.
+      scale: stretch of rows and columns, as in `grid_positions`.
+      face_scale: the same for face crops, which have a size of their own.
+      extra_channels: zeros in place of the still's channels on generated rows.
+    """
+    parts = [_video_rows(reference, patch, scale, extra_channels)]
+    if reference.faces is not None:
+        parts.append(_face_rows(reference, patch, face_scale, extra_channels))
+    rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *parts)
+    return rows if reference.capacity is None else pack(rows, reference.capacity)
+
+
+def pack(rows: ReferenceRows, capacity: int) -> ReferenceRows:
+    """Move valid rows to the front, in order, and keep `capacity` of them.
+
+    The caller chooses a capacity of at least the number of valid rows.
+    """
+    order = jnp.argsort(~rows.valid, axis=1, stable=True)[:, :capacity]
+
+    def gather(leaf: Array) -> Array:
+        index = order.reshape(order.shape + (1,) * (leaf.ndim - 2))
+        return jnp.take_along_axis(leaf, index, axis=1)
+
+    return jax.tree.map(gather, rows)
+
+
+def _video_rows(
+    reference: Reference, patch: int, scale: float, extra: int
+) -> ReferenceRows:
+    patches = patchify(_reference_channels(reference.latents, extra), patch)
+    batch, frames, rows, columns = patches.shape[:4]
+    index = jnp.arange(frames)
+    starts = jax.vmap(lambda ids: jnp.searchsorted(ids, ids))(reference.segment_ids)
+    times = REFERENCE_TIME + (index - starts).astype(jnp.float32)  # B F
+    positions = jax.vmap(lambda t: grid_positions(t, rows, columns, scale))(times)
+
+    def spread(values: Int[Array, "B F"]) -> Int[Array, "B R"]:
+        return repeat(values, "B F -> B (F cells)", cells=rows * columns)
+
+    valid = rearrange(reference.valid, "B F h w -> B (F h w)")
+    return ReferenceRows(
+        patches=rearrange(patches, "B F h w P -> B (F h w) P"),
+        positions=positions,
+        latent=spread(jnp.broadcast_to(index[None], (batch, frames))),
+        segment_ids=spread(reference.segment_ids),
+        is_face=jnp.zeros_like(valid),
+        valid=valid,
+    )
+
+
+def _face_rows(
+    reference: Reference, patch: int, scale: float, extra: int
+) -> ReferenceRows:
+    patches = patchify(_reference_channels(reference.faces, extra), patch)
+    batch, crops, rows, columns = patches.shape[:4]
+    cells = rows * columns
+    times = FACE_TIME + jnp.arange(crops, dtype=jnp.float32)
+    positions = grid_positions(times, rows, columns, scale)
+    index = jnp.repeat(jnp.arange(crops), cells)[None]
+    # Segments of their own, after every segment that video frames can have.
+    segments = jnp.broadcast_to(
+        reference.latents.shape[1] + index, (batch, crops * cells)
+    )
+    valid = jnp.ones((batch, crops), bool)
+    if reference.faces_valid is not None:
+        valid = reference.faces_valid
+    valid = repeat(valid, "B crops -> B (crops cells)", cells=cells)
+    return ReferenceRows(
+        patches=rearrange(patches, "B F h w P -> B (F h w) P"),
+        positions=jnp.broadcast_to(positions[None], (batch, *positions.shape)),
+        latent=jnp.zeros_like(segments),
+        segment_ids=segments.astype(reference.segment_ids.dtype),
+        is_face=jnp.ones_like(valid),
+        valid=valid,
+    )
+
+
+def _reference_channels(
+    latents: Float[Array, "B F H W C"], extra: int
+) -> Float[Array, "B F H W X"]:
+    flagged = add_flags(latents, reference=1.0)
+    return jnp.pad(flagged, ((0, 0),) * 4 + ((0, extra),))

@@ -1,0 +1,58 @@
+"""Normalisations, always computed in float32: squares of bf16 lose digits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LAYER_NORM_EPS = 1e-6  # Wan, TAVR
+
+
+def layer_norm(
+    x: Float[Array, "... D"], *, eps: float = LAYER_NORM_EPS
+) -> Float[Array, "... D"]:
+    """Subtract the mean and divide by the standard deviation over the last axis."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    return y.astype(x.dtype)
+
+
+def modulate(
+    x: Float[Array, "B T D"], shift: Float[Array, "b 1 D"], scale: Float[Array, "b 1 D"]
+) -> Float[Array, "B T D"]:
+    """Normalise, then scale and shift as AdaLN does: LN(x) (1 + scale) + shift."""
+    y = layer_norm(x.astype(jnp.float32)) * (1 + scale) + shift
+    return y.astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with learned scale and bias."""
+
+    eps: float = LAYER_NORM_EPS
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        width = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        y = layer_norm(x.astype(jnp.float32), eps=self.eps)
+        return (y * _last(scale, y) + _last(bias, y)).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the full width, before heads are split."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * _last(scale, y)).astype(x.dtype)
+
+
+def _last(vector: Float[Array, " D"], like: Float[Array, "... D"]) -> jax.Array:
+    """Give a vector the rank of `like`, so that no rank is promoted in silence."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
