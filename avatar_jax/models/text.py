@@ -4,9 +4,12 @@ import dataclasses
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from avatar_jax.types import InputError
+
+CIRCLE = 8191  # prime: points that bytes and their places are spread over
+BYTE_STRIDE, PLACE_STRIDE = 3347, 1277
 
 
 class TextEncoder(Protocol):
@@ -26,9 +29,11 @@ class TextEncoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """UTF-8 bytes as sines and cosines: half of a row says which byte, half where.
+    """One row per word: half says which UTF-8 bytes it has, half which word it is.
 
-    A byte's half is zero in the padding. Too long a prompt is an error.
+    Each (byte, place in the word) has its own direction of sines and cosines; a word is
+    their sum, so that "skin" and "skin," are neighbours. In the padding it is zero.
+    Raises InputError for a prompt of more than `length` words.
     """
 
     length: int = 64
@@ -39,23 +44,29 @@ class Bytes:
             raise InputError(f"Bytes expects a width of 4n, came {self.width}; use 64.")
 
     def __call__(self, prompts: list[str]) -> Float[np.ndarray, "B L D"]:
-        codes = np.stack([self._pad(prompt) for prompt in prompts])
-        k = np.arange(1, self.width // 4 + 1)
-        # Harmonics of a circle of 256 points: each byte has its own direction.
-        angle = 2 * np.pi * codes[..., None] * k / 256
-        letter = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
-        letter *= codes[..., None] > 0
-        angle = np.pi * np.arange(self.length)[:, None] * k / self.length
-        place = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
-        place = np.broadcast_to(place, letter.shape)
-        return np.concatenate([letter, place], axis=-1).astype(np.float32)
+        rows = np.zeros((len(prompts), self.length, self.width), np.float32)
+        rows[..., self.width // 2 :] = self._places()
+        for row, prompt in zip(rows, prompts, strict=True):
+            words = prompt.split()
+            if len(words) > self.length:
+                raise InputError(
+                    f"the prompt has {len(words)} words, at most {self.length} fit: "
+                    f"shorten {prompt[:40]!r}."
+                )
+            for i, word in enumerate(words):
+                row[i, : self.width // 2] = self._spell(word)
+        return rows
 
-    def _pad(self, prompt: str) -> UInt8[np.ndarray, " L"]:
-        """Return the prompt's bytes, zeros after its end."""
-        data = prompt.encode().replace(b"\0", b" ")
-        if len(data) > self.length:
-            raise InputError(
-                f"the prompt has {len(data)} bytes, at most {self.length} fit: "
-                f"shorten {prompt[:40]!r}."
-            )
-        return np.frombuffer(data.ljust(self.length, b"\0"), np.uint8)
+    def _spell(self, word: str) -> Float[np.ndarray, " half"]:
+        """Sum the directions of a word's bytes, at unit scale whatever its length."""
+        codes = np.frombuffer(word.encode(), np.uint8).astype(np.int64)
+        points = (codes * BYTE_STRIDE + np.arange(codes.size) * PLACE_STRIDE) % CIRCLE
+        k = np.arange(1, self.width // 4 + 1)
+        angle = 2 * np.pi * points[:, None] * k / CIRCLE
+        waves = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+        return waves.sum(axis=0) * np.sqrt(2 / codes.size)
+
+    def _places(self) -> Float[np.ndarray, "L half"]:
+        k = np.arange(1, self.width // 4 + 1)
+        angle = np.pi * np.arange(self.length)[:, None] * k / self.length
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)

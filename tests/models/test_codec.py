@@ -97,3 +97,13 @@ def test_bad_shapes_and_channels_are_input_errors():
         DCT.encode(smooth_video(frames=5, rows=12))
     with pytest.raises(InputError, match="use 64"):
         codec.DCTCodec(500)
+
+
+def test_real_faces_have_latents_near_unit_scale(shared):
+    from avatar_jax.media import decode
+
+    frames = decode.read_video(shared / "videos" / "p01_grid_1.mp4").frames[:17]
+    video = jnp.asarray(frames[None, :, 48:240, 84:276:], jnp.float32) / 127.5 - 1
+    latents = DCT.encode(video[:, :, ::3, ::3])
+    assert abs(float(latents[..., 0].mean())) < 1
+    assert 0.4 < float(latents.std()) < 2

@@ -71,24 +71,28 @@ def test_real_speech_is_near_unit_scale(shared):
     assert abs(rows.mean()) < 0.5 and 0.7 < rows.std() < 1.3
 
 
-def test_prompts_differ_where_their_bytes_differ():
-    encode = text.Bytes(length=20, width=32)
-    first, second, empty = encode(["a face", "a fade", ""])
-    assert first.shape == (20, 32) and first.dtype == np.float32
+def test_prompts_differ_where_their_words_differ():
+    encode = text.Bytes(length=7, width=32)
+    first, second, empty = encode(["a red face", "a red nose", ""])
+    assert first.shape == (7, 32) and first.dtype == np.float32
     differs = np.abs(first - second).max(axis=1) > 0.1
-    assert np.flatnonzero(differs).tolist() == [4]
+    assert np.flatnonzero(differs).tolist() == [2]
     assert (empty[:, :16] == 0).all()
-    np.testing.assert_array_equal(first[6:], empty[6:])
+    np.testing.assert_array_equal(first[3:], empty[3:])
 
 
-def test_every_byte_has_its_own_direction_and_every_place_too():
-    rows = text.Bytes()(["".join(map(chr, range(32, 96)))])[0]
+def test_words_have_their_own_directions_and_places_too():
+    words = "skin, very light dark brown black red green teal tied hair beard riah a é"
+    rows = text.Bytes()([words])[0, : len(words.split())]
     letters, places = np.split(rows, 2, axis=1)
     for half in (letters, places):
-        similarity = half @ half.T / 16 - 2 * np.eye(64)
-        assert similarity.max() < 0.99
+        unit = half / np.linalg.norm(half, axis=1, keepdims=True)
+        similarity = unit @ unit.T - 2 * np.eye(len(unit))
+        assert similarity.max() < 0.9
+    bare, comma, other = text.Bytes()(["skin", "skin,", "hair"])[:, 0, :32]
+    assert bare @ comma > 2 * bare @ other
 
 
-def test_a_long_prompt_is_an_input_error_that_counts_bytes():
-    with pytest.raises(InputError, match="has 66 bytes, at most 64"):
-        text.Bytes()(["é" * 33])
+def test_a_long_prompt_is_an_input_error_that_counts_words():
+    with pytest.raises(InputError, match="has 65 words, at most 64"):
+        text.Bytes()(["é " * 65])
