@@ -117,7 +117,7 @@ class Embed(nn.Module):
 
     def _target_patches(
         self, latents: Float[Array, "B F H W C"], conditions: Conditions
-    ) -> tuple[Float[Array, "B F h w P"], Bool[Array, "B h w"]]:
+    ) -> tuple[Float[Array, "B rows h w P"], Bool[Array, "B h w"]]:
         """Place the prefix, append the still and the flags, cut into patches."""
         cfg = self.cfg
         batch, _, height, width, _ = latents.shape
@@ -135,8 +135,10 @@ class Embed(nn.Module):
             beside = jnp.where(seen[:, None, :, :, None], still, 0)
             nothing = jnp.zeros_like(still)
         rows = [
-            tokens.add_flags(latents, reference=0, motion_frame=is_clean, still=beside),
-            tokens.add_flags(still, reference=1, still=nothing),
+            tokens.add_flags(
+                latents, reference=0.0, motion_frame=is_clean, still=beside
+            ),
+            tokens.add_flags(still, reference=1.0, still=nothing),
         ]
         return tokens.patchify(jnp.concatenate(rows, 1), cfg.patch), valid
 

@@ -132,8 +132,12 @@ def _video_rows(
 ) -> ReferenceRows:
     patches = patchify(_reference_channels(reference.latents, extra), patch)
     batch, frames, rows, columns = patches.shape[:4]
-    index = jnp.arange(frames)
-    starts = jax.vmap(lambda ids: jnp.searchsorted(ids, ids))(reference.segment_ids)
+    index = jnp.broadcast_to(jnp.arange(frames)[None], (batch, frames))
+    ids = reference.segment_ids
+    is_first = jnp.concatenate(
+        [jnp.ones_like(index[:, :1]), ids[:, 1:] != ids[:, :-1]], 1
+    )
+    starts = jax.lax.cummax(jnp.where(is_first > 0, index, 0), axis=1)
     times = REFERENCE_TIME + (index - starts).astype(jnp.float32)  # B F
     positions = jax.vmap(lambda t: grid_positions(t, rows, columns, scale))(times)
 
@@ -144,7 +148,7 @@ def _video_rows(
     return ReferenceRows(
         patches=rearrange(patches, "B F h w P -> B (F h w) P"),
         positions=positions,
-        latent=spread(jnp.broadcast_to(index[None], (batch, frames))),
+        latent=spread(index),
         segment_ids=spread(reference.segment_ids),
         is_face=jnp.zeros_like(valid),
         valid=valid,
