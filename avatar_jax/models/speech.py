@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,7 @@ LOG_MEAN, LOG_STD = (
 )  # of log10 of relative band power, 25 clips of real speech
 
 
+@runtime_checkable
 class SpeechEncoder(Protocol):
     """A frozen encoder of 16 kHz mono speech; one row per frame of 25 fps video."""
 

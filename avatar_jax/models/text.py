@@ -1,7 +1,7 @@
 """Text encoders: what every encoder offers, and one that needs no weights."""
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,7 @@ CIRCLE = 8191  # prime: points that bytes and their places are spread over
 BYTE_STRIDE, PLACE_STRIDE = 3347, 1277
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """A frozen encoder of prompts; padding is part of the embedding and is attended."""
 
