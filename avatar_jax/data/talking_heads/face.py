@@ -20,10 +20,12 @@ from avatar_jax.data.talking_heads.shading import (
     cover,
     ellipse,
     glow,
+    ripple,
     scale,
     smoothstep,
     tint,
 )
+from avatar_jax.types import Leaf
 
 _TOOTH_HEIGHT = 0.12
 
@@ -32,9 +34,9 @@ _TOOTH_HEIGHT = 0.12
 class Painted:
     """A painted face and which of its pixels are eye or mouth."""
 
-    planes: Planes
-    eyes: Plane
-    mouth: Plane
+    planes: Leaf  # three planes Y X
+    eyes: Leaf  # coverage
+    mouth: Leaf
 
 
 def paint_face(
@@ -44,16 +46,16 @@ def paint_face(
     mouth: Mouth,
     x: Plane,
     y: Plane,
-    pixel: Plane,
+    density: Plane,
 ) -> Painted:
     """Paint skin, brows, eyes, nose, mouth and glasses at frontal places `x`, `y`."""
     planes = _paint_skin(looks, x, y)
-    planes = _paint_beard(looks, planes, x, y, mouth, pixel)
-    planes = _paint_nose(looks, scene, motion, planes, x, y, pixel)
-    planes, eyes = _paint_eyes(looks, scene, motion, planes, x, y, pixel)
-    planes = _paint_brows(looks, motion, planes, x, y, pixel)
-    planes, lips = _paint_mouth(looks, mouth, planes, x, y, pixel)
-    planes = _paint_glasses(looks, planes, x, y, pixel)
+    planes = _paint_beard(looks, planes, x, y, mouth, density)
+    planes = _paint_nose(looks, scene, motion, planes, x, y, density)
+    planes, eyes = _paint_eyes(looks, scene, motion, planes, x, y, density)
+    planes = _paint_brows(looks, motion, planes, x, y, density)
+    planes, lips = _paint_mouth(looks, mouth, planes, x, y, density)
+    planes = _paint_glasses(looks, planes, x, y, density)
     return Painted(planes, eyes, lips)
 
 
@@ -61,9 +63,10 @@ def _paint_skin(looks: Looks, x: Plane, y: Plane) -> Planes:
     """Lay the tone, cheeks that blush, and freckles at the person's own places."""
     side = jnp.abs(x)
     cheeks = glow(((side - 0.42) / 0.22) ** 2 + ((y - 0.2) / 0.17) ** 2) * looks.blush
-    spots = jnp.sin(31 * x + looks.freckle_phase + 3 * jnp.sin(17 * y))
-    spots = spots * jnp.sin(37 * y - looks.freckle_phase + 3 * jnp.sin(13 * x))
-    spots = smoothstep(0.35, 0.8, spots) * glow(
+    phase = looks.freckle_phase
+    spots = ripple(5.6 * x + phase + 0.12 * ripple(2.1 * y))
+    spots = spots * ripple(6.3 * y - phase + 0.15 * ripple(1.7 * x + 0.4 * phase))
+    spots = smoothstep(0.4, 0.9, spots) * glow(
         (side / 0.6) ** 4 + ((y - 0.12) / 0.3) ** 4
     )
     spots = spots * looks.freckles
@@ -80,7 +83,7 @@ def _paint_skin(looks: Looks, x: Plane, y: Plane) -> Planes:
 
 
 def _paint_beard(
-    looks: Looks, planes: Planes, x: Plane, y: Plane, mouth: Mouth, pixel: Plane
+    looks: Looks, planes: Planes, x: Plane, y: Plane, mouth: Mouth, density: Plane
 ) -> Planes:
     side = jnp.abs(x)
     line = 0.42 - 0.5 * jnp.maximum(side - 0.38, 0) + 0.28 * glow((side / 0.3) ** 2)
@@ -89,7 +92,7 @@ def _paint_beard(
     lip = (under_nose + looks.mouth_height) / 2
     strip = ellipse(x, y - lip - 0.25 * x**2, 0.36, 0.075)
     upper = smoothstep(-0.03, 0.03, strip) * looks.moustache
-    grain = 0.9 + 0.1 * jnp.sin(61 * x + 9 * y) * jnp.sin(53 * y)
+    grain = 0.9 + 0.1 * ripple(9.7 * x + 1.4 * y) * ripple(8.4 * y)
     alpha = jnp.maximum(chin, upper) * jnp.minimum(looks.beard * 1.3, 0.92)
     return blend(planes, scale(looks.hair_colour, grain * 0.9), alpha)
 
@@ -101,7 +104,7 @@ def _paint_nose(
     planes: Planes,
     x: Plane,
     y: Plane,
-    pixel: Plane,
+    density: Plane,
 ) -> Planes:
     """Shade a ridge that stands out: its tip shifts as the head turns (parallax)."""
     tip = looks.eye_height + looks.nose_length
@@ -116,7 +119,7 @@ def _paint_nose(
     )
     side = x / width
     slope = side * glow(side**2 * 0.8) * ridge
-    shade = 1 + 0.26 * scene.light[0] * slope - 0.12 * jnp.abs(slope)
+    shade = 1 + 0.4 * scene.light[0] * slope - 0.16 * jnp.abs(slope)
     ball = glow((x / (0.6 * looks.nose_width)) ** 2 + ((y - tip + 0.02) / 0.07) ** 2)
     under = glow((x / looks.nose_width) ** 2 + ((y - tip - 0.085) / 0.035) ** 2)
     shade = shade + 0.09 * ball - 0.2 * under
@@ -128,7 +131,7 @@ def _paint_nose(
         0.026,
     )
     dark = tint(looks.skin, (0.42, 0.28, 0.26))
-    return blend(planes, dark, 0.75 * cover(nostril, 1.5 * pixel))
+    return blend(planes, dark, 0.75 * cover(nostril, 0.67 * density))
 
 
 def _paint_eyes(
@@ -138,7 +141,7 @@ def _paint_eyes(
     planes: Planes,
     x: Plane,
     y: Plane,
-    pixel: Plane,
+    density: Plane,
 ) -> tuple[Planes, Plane]:
     """Paint both eyes at once by folding the face along its middle."""
     sign = jnp.where(x < 0, -1.0, 1.0)
@@ -149,10 +152,10 @@ def _paint_eyes(
     profile = 1 - (u / looks.eye_width) ** 2
     low = 0.5 * looks.eye_opening * profile
     high = -looks.eye_opening * profile * (1 - blink) + low * blink
-    corner = cover(inside, pixel)
+    corner = cover(inside, density)
     gap = 1.5 * looks.eye_opening * (1 - blink)
-    opened = cover(jnp.minimum(v - high, low - v), pixel) * corner
-    opened = opened * jnp.clip(gap / pixel, 0, 1)
+    opened = cover(jnp.minimum(v - high, low - v), density) * corner
+    opened = opened * jnp.clip(gap * density, 0, 1)
     white = (
         0.95 - 0.22 * glow(((v - high) / 0.035) ** 2) - 0.1 * (u / looks.eye_width) ** 2
     )
@@ -163,18 +166,20 @@ def _paint_eyes(
     eye = scale((1.0, 0.985, 0.96), white)
     ring = away / looks.iris_radius
     iris = scale(looks.iris, 0.72 + 0.75 * ring * (ring < 0.8) + 0.25 * (iris_v > 0))
-    eye = blend(eye, iris, cover(looks.iris_radius - away, pixel))
-    eye = blend(eye, (0.03, 0.03, 0.04), cover(0.45 * looks.iris_radius - away, pixel))
+    eye = blend(eye, iris, cover(looks.iris_radius - away, density))
+    eye = blend(
+        eye, (0.03, 0.03, 0.04), cover(0.45 * looks.iris_radius - away, density)
+    )
     spot = jnp.sqrt(
         (iris_u * sign - 0.04 * scene.light[0]) ** 2 + (iris_v + 0.035) ** 2
     )
-    eye = blend(eye, (1.0, 1.0, 1.0), cover(0.025 - spot, pixel) * 0.95)
+    eye = blend(eye, (1.0, 1.0, 1.0), cover(0.025 - spot, density) * 0.95)
     lid = smoothstep(0.09, 0.0, jnp.abs(v - high + 0.05)) * (v < high) * corner
     planes = scale(planes, 1 - 0.12 * lid)
     planes = blend(planes, eye, opened)
-    lash = cover(0.017 - jnp.abs(v - high + 0.006), pixel)
-    lash = lash * cover(inside + 0.015, pixel)
-    crease = cover(0.008 - jnp.abs(v - high + 0.06), pixel) * corner * 0.35
+    lash = cover(0.017 - jnp.abs(v - high + 0.006), density)
+    lash = lash * cover(inside + 0.015, density)
+    crease = cover(0.008 - jnp.abs(v - high + 0.06), density) * corner * 0.35
     dark = tint(looks.skin, (0.2, 0.14, 0.14))
     planes = blend(planes, dark, jnp.maximum(0.9 * lash, crease * (1 - blink)))
     return planes, opened
@@ -186,7 +191,7 @@ def _paint_brows(
     planes: Planes,
     x: Plane,
     y: Plane,
-    pixel: Plane,
+    density: Plane,
 ) -> Planes:
     half = 1.15 * looks.eye_width
     u = jnp.abs(x) - looks.eye_spacing - 0.01
@@ -198,11 +203,11 @@ def _paint_brows(
     colour = tuple(
         0.75 * h + 0.03 * s for h, s in zip(looks.hair_colour, looks.skin, strict=True)
     )
-    return blend(planes, colour, 0.88 * cover(distance, pixel))
+    return blend(planes, colour, 0.88 * cover(distance, density))
 
 
 def _paint_mouth(
-    looks: Looks, mouth: Mouth, planes: Planes, x: Plane, y: Plane, pixel: Plane
+    looks: Looks, mouth: Mouth, planes: Planes, x: Plane, y: Plane, density: Plane
 ) -> tuple[Planes, Plane]:
     """Paint lips, the gap between them, teeth and tongue; also give their coverage."""
     t = x / mouth.half_width
@@ -210,12 +215,12 @@ def _paint_mouth(
     middle = geometry.mouth_line(mouth, x, looks.mouth_height)
     top = middle - geometry.UPPER_SHARE * mouth.opening * round_off
     bottom = middle + (1 - geometry.UPPER_SHARE) * mouth.opening * round_off
-    corner = cover(mouth.half_width - jnp.abs(x), pixel)
+    corner = cover(mouth.half_width - jnp.abs(x), density)
     bow = 1 - 0.22 * glow((t / 0.16) ** 2)
     lip = jnp.minimum(
         y - top + mouth.upper * round_off * bow, bottom + mouth.lower * round_off - y
     )
-    lips = cover(lip, pixel) * corner
+    lips = cover(lip, density) * corner
     below = glow((x / 0.22) ** 2 + ((y - bottom - mouth.lower - 0.07) / 0.05) ** 2)
     planes = scale(planes, 1 - 0.13 * below)
     red = looks.lip_redness
@@ -223,12 +228,12 @@ def _paint_mouth(
     upper = y < middle
     shine = glow(((y - bottom - 0.5 * mouth.lower) / 0.03) ** 2 + (t / 0.5) ** 2)
     planes = blend(planes, scale(colour, 1 - 0.14 * upper + 0.2 * shine), lips)
-    inside = cover(jnp.minimum(y - top, bottom - y), pixel) * corner
-    inside = inside * jnp.clip(mouth.opening / pixel, 0, 1)
+    inside = cover(jnp.minimum(y - top, bottom - y), density) * corner
+    inside = inside * jnp.clip(mouth.opening * density, 0, 1)
     planes = blend(
-        planes, _mouth_inside(looks, mouth, x, y, top, bottom, pixel), inside
+        planes, _mouth_inside(looks, mouth, x, y, top, bottom, density), inside
     )
-    seam = jnp.clip(1.2 - jnp.abs(y - middle) / jnp.maximum(pixel, 0.015), 0, 1)
+    seam = jnp.clip(1.2 - jnp.abs(y - middle) * jnp.minimum(density, 66.0), 0, 1)
     seam = seam * corner * round_off * jnp.clip(1 - mouth.opening / 0.08, 0, 1)
     planes = blend(planes, scale(colour, 0.42), 0.8 * seam)
     return planes, lips
@@ -241,7 +246,7 @@ def _mouth_inside(
     y: Plane,
     top: Plane,
     bottom: Plane,
-    pixel: Plane,
+    density: Plane,
 ) -> Planes:
     """Paint the throat, the tongue and the person's upper teeth."""
     depth = jnp.clip((y - top) / (bottom - top + 1e-3), 0, 1)
@@ -249,25 +254,25 @@ def _mouth_inside(
     tongue = ellipse(
         x, y - bottom - 0.02, 0.62 * mouth.half_width, 0.32 * mouth.opening + 1e-3
     )
-    planes = blend(throat, (0.80, 0.36, 0.38), 0.9 * cover(tongue, 2 * pixel))
+    planes = blend(throat, (0.80, 0.36, 0.38), 0.9 * cover(tongue, 0.5 * density))
     shifted = jnp.maximum(jnp.abs(x) - looks.tooth_gap / 2, 0)
     slot = jnp.floor(shifted / looks.tooth_width)
     within = shifted / looks.tooth_width - slot
     edge = jnp.minimum(within, 1 - within) * looks.tooth_width
-    gap = cover(looks.tooth_gap / 2 - jnp.abs(x), pixel) * (looks.tooth_gap > 0)
+    gap = cover(looks.tooth_gap / 2 - jnp.abs(x), density) * (looks.tooth_gap > 0)
     signed = jnp.where(x < 0, -1 - slot, slot)
     special = (signed == looks.special_tooth) * 1.0
     tooth = blend(
         scale((0.97, 0.95, 0.90), jnp.ones_like(x)), looks.special_tooth_colour, special
     )
-    tooth = scale(tooth, 1 - 0.25 * cover(0.008 - edge, pixel))
+    tooth = scale(tooth, 1 - 0.25 * cover(0.008 - edge, density))
     height = _TOOTH_HEIGHT * (1 - 0.06 * slot) - (y - top)
-    row = cover(height, pixel) * (1 - gap) * cover(0.34 - jnp.abs(x), pixel)
+    row = cover(height, density) * (1 - gap) * cover(0.34 - jnp.abs(x), density)
     return blend(planes, tooth, row)
 
 
 def _paint_glasses(
-    looks: Looks, planes: Planes, x: Plane, y: Plane, pixel: Plane
+    looks: Looks, planes: Planes, x: Plane, y: Plane, density: Plane
 ) -> Planes:
     size = looks.glasses_size
     u, v = jnp.abs(x) - looks.eye_spacing - 0.01, y - looks.eye_height - 0.02
@@ -276,10 +281,10 @@ def _paint_glasses(
     qx, qy = jnp.abs(u) - half_x + corner, jnp.abs(v) - half_y + corner
     outside = jnp.sqrt(jnp.maximum(qx, 0) ** 2 + jnp.maximum(qy, 0) ** 2)
     rim = outside + jnp.minimum(jnp.maximum(qx, qy), 0) - corner
-    frame = cover(0.024 - jnp.abs(rim), pixel)
-    bridge = cover(0.02 - jnp.abs(v + 0.05 + 0.15 * u), pixel) * (u < -half_x)
-    arm = cover(0.022 - jnp.abs(v + 0.06), pixel) * (u > half_x)
-    lens = cover(-rim, pixel) * (0.06 + 0.14 * (jnp.abs(u + v - 0.1) < 0.05))
+    frame = cover(0.024 - jnp.abs(rim), density)
+    bridge = cover(0.02 - jnp.abs(v + 0.05 + 0.15 * u), density) * (u < -half_x)
+    arm = cover(0.022 - jnp.abs(v + 0.06), density) * (u > half_x)
+    lens = cover(-rim, density) * (0.06 + 0.14 * (jnp.abs(u + v - 0.1) < 0.05))
     planes = blend(planes, (0.95, 0.98, 1.0), lens * looks.glasses)
     alpha = jnp.maximum(frame, jnp.maximum(bridge, arm)) * looks.glasses
     return blend(planes, looks.glasses_colour, alpha)

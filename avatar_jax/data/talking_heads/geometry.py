@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from avatar_jax.data.talking_heads import motion as motion_codes
 from avatar_jax.data.talking_heads.looks import Looks
 from avatar_jax.data.talking_heads.scene import Scene
+from avatar_jax.types import Leaf
 
 OPEN_HEIGHT = 0.46  # inner mouth of a fully open mouth, head units
 UPPER_SHARE = 0.3  # of the opening is above the line where the lips meet
@@ -44,24 +45,24 @@ _NAME_ROWS = {name: i for i, name in enumerate(motion_codes.MOTION_NAMES)}
 class Pose:
     """Per-frame placement of the head; every field is a scalar."""
 
-    rotation: Float[Array, "3 3"]  # head to view
-    cos_roll: Float[Array, ""]
-    sin_roll: Float[Array, ""]
-    shift_x: Float[Array, ""]  # head units
-    shift_y: Float[Array, ""]
-    jaw: Float[Array, ""]  # half height of the lower face, head units
+    rotation: Leaf  # 3 3, head to view
+    cos_roll: Leaf
+    sin_roll: Leaf
+    shift_x: Leaf  # head units
+    shift_y: Leaf
+    jaw: Leaf  # half height of the lower face, head units
 
 
 @struct.dataclass
 class Mouth:
     """Per-frame outline of the mouth in head units on the frontal view."""
 
-    half_width: Float[Array, ""]
-    opening: Float[Array, ""]
-    upper: Float[Array, ""]  # height of the upper lip
-    lower: Float[Array, ""]
-    lift: Float[Array, ""]  # of the corners
-    skew: Float[Array, ""]  # the right corner's lift minus the left's, halved
+    half_width: Leaf
+    opening: Leaf
+    upper: Leaf  # height of the upper lip
+    lower: Leaf
+    lift: Leaf  # of the corners
+    skew: Leaf  # the right corner's lift minus the left's, halved
 
 
 def code(motion: Float[Array, " codes"], name: str) -> Float[Array, ""]:
@@ -99,8 +100,8 @@ def shape_mouth(looks: Looks, motion: Float[Array, " codes"]) -> Mouth:
         opening=OPEN_HEIGHT * opening,
         upper=looks.upper_lip * plump,
         lower=looks.lower_lip * plump,
-        lift=0.13 * smile,
-        skew=0.13 * code(motion, "smile_asymmetry"),
+        lift=0.025 + 0.12 * smile,
+        skew=0.1 * code(motion, "smile_asymmetry"),
     )
 
 

@@ -17,10 +17,12 @@ from avatar_jax.data.talking_heads.shading import (
     cover,
     ellipse,
     glow,
+    ripple,
     scale,
     smoothstep,
     tint,
 )
+from avatar_jax.types import Leaf
 
 _EAR_HEIGHT = 0.05  # of the ear's middle, in half heights
 
@@ -29,16 +31,16 @@ _EAR_HEIGHT = 0.05  # of the ear's middle, in half heights
 class Ball:
     """The lookup of every pixel on a ball: the head, or the shell of the hair."""
 
-    inside: Plane  # signed distance to the outline, head units
-    depth: Plane  # z of the surface towards the viewer, 0 .. 1
-    view: tuple[Plane, Plane]
-    x: Plane  # frontal view, unit ball
-    y: Plane
-    z: Plane  # below 0: the back of the head
+    inside: Leaf  # signed distance to the outline, head units
+    depth: Leaf  # z of the surface towards the viewer, 0 .. 1
+    view: Leaf  # x and y of the surface in the view
+    x: Leaf  # frontal view, unit ball
+    y: Leaf
+    z: Leaf  # below 0: the back of the head
 
 
 def look_up(
-    pose: Pose, view_x: Plane, view_y: Plane, radius: Plane | float, lift: float
+    pose: Pose, view_x: Plane, view_y: Plane, radius: Plane | float, lift: Plane | float
 ) -> Ball:
     """Hit a ball of `radius`, shifted up by `lift`, and turn the hit into the head."""
     a, b = view_x / radius, (view_y + lift) / radius
@@ -64,51 +66,70 @@ def light(scene: Scene, ball: Ball, sharpness: float) -> Plane:
 
 
 def draw_fall(
-    looks: Looks, scene: Scene, view_x: Plane, view_y: Plane, pixel: Plane | float
+    looks: Looks,
+    scene: Scene,
+    pose: Pose,
+    shell: Ball,
+    view: tuple[Plane, Plane],
+    density: Plane | float,
 ) -> tuple[Planes, Plane]:
-    """Draw the hair that falls behind the head, and a bun: planes and coverage."""
-    hair = looks.hair
-    wave = hair.curls * jnp.sin(view_y * 11 + jnp.sign(view_x) * 1.3)
-    taper = hair.width * (1 - 0.1 * smoothstep(0.4, 1.8, view_y)) + wave
-    half = jnp.where(view_y < 0, hair.width, taper)
-    top = jnp.sqrt(jnp.maximum(1 - (jnp.minimum(view_y, 0) / 1.02) ** 2, 0))
-    sides = (half * top - jnp.abs(view_x)) * looks.head_width
-    rounded = hair.length - 0.3 * (view_x / hair.width) ** 2 - view_y
-    alpha = cover(jnp.minimum(sides, rounded), pixel) * (hair.length > 0)
-    bun = ellipse(
-        view_x * looks.head_width, view_y + 1.08, hair.bun + 1e-3, hair.bun + 1e-3
-    )
-    alpha = jnp.maximum(alpha, cover(bun, pixel) * (hair.bun > 0))
-    strands = 1 + looks.hair_streak * jnp.sin(view_x * 23 + 2 * jnp.sin(view_y * 3))
-    shade = (0.62 + 0.1 * scene.light[0] * view_x) * strands
-    shade = shade + 0.12 * glow((view_y + 1.25) ** 2 / 0.03) * (hair.bun > 0)
-    return scale(looks.hair_colour, shade), alpha
+    """Draw the hair behind the head: planes and coverage.
+
+    It is the far side of the shell, what falls below it, and a bun.
+    """
+    hair, (x, y) = looks.hair, view
+    r, (a, b) = pose.rotation, shell.view
+    far_y = r[0, 1] * a + r[1, 1] * b - r[2, 1] * shell.depth
+    far_z = r[0, 2] * a + r[1, 2] * b - r[2, 2] * shell.depth
+    alpha = cover(jnp.minimum(hair.back - far_y, -far_z), density) * hair.cover
+    alpha = alpha * cover(shell.inside + hair.curls * _curl(shell), density)
+    strand = ripple(3.7 * x + 0.3 * ripple(0.5 * y))
+    half = hair.width * (1 - 0.1 * smoothstep(0.4, 1.8, y))
+    half = half + hair.curls * ripple(1.75 * y + jnp.sign(x) * 0.2)
+    dome = (1 - jnp.sqrt((x / hair.width) ** 2 + (y / 1.02) ** 2)) * hair.width
+    sides = jnp.where(y < 0, dome, half - jnp.abs(x)) * looks.head_width
+    ends = hair.length - 0.3 * (x / hair.width) ** 2 + 0.02 * strand - y
+    fall = cover(jnp.minimum(sides, ends), density) * (hair.length > 0)
+    bun = (hair.bun - jnp.hypot(x * looks.head_width, y + 1.04)) * (hair.bun > 0)
+    knot = cover(bun, density) * (hair.bun > 0)
+    alpha = jnp.maximum(jnp.maximum(alpha, fall), knot)
+    shade = 0.6 + 0.1 * scene.light[0] * x + 0.3 * smoothstep(0.0, 0.3, bun)
+    return scale(looks.hair_colour, shade * (1 + looks.hair_streak * strand)), alpha
 
 
 def draw_shell(
-    looks: Looks, scene: Scene, ball: Ball, pixel: Plane | float
+    looks: Looks, scene: Scene, ball: Ball, skull: Ball, density: Plane | float
 ) -> tuple[Planes, Plane]:
-    """Draw the hair on the head: a shell that ends at the hairline."""
+    """Draw the near side of the shell of hair, which thins out at the hairline."""
     hair = looks.hair
-    bumps = hair.curls * (
-        jnp.sin(ball.x * 9 + 5 * ball.y) + jnp.sin(ball.y * 11 - 4 * ball.x + 1)
-    )
-    inside = cover(ball.inside + 0.5 * bumps, pixel)
+    bumps = hair.curls * _curl(ball)
+    inside = cover(ball.inside + bumps, density)
     side = jnp.abs(ball.x)
     around = jnp.where(ball.z > 0, side, 2 - side)
     line = hair.front + hair.part * ball.x + hair.fringe * (1 - (side / 0.6) ** 2)
     line = line + (hair.side - line) * smoothstep(0.58, 0.93, around)
-    line = line + (hair.back - hair.side) * smoothstep(0.98, 1.12, around)
-    edge = line - ball.y + 0.5 * bumps
-    strands = jnp.sin(28 * ball.x + 7 * ball.y * ball.x + 3 * jnp.sin(4 * ball.y))
-    edge = edge + 0.02 * strands
-    alpha = inside * cover(edge, 1.3 * pixel) * hair.cover
-    gloss = glow((ball.y + 0.55 + 0.15 * scene.light[1]) ** 2 / 0.02)
+    line = line + (hair.back - hair.side) * smoothstep(1.02, 1.2, around)
+    strands = ripple(4.4 * ball.x + 1.1 * ball.y * ball.x + 0.5 * ripple(0.64 * ball.y))
+    edge = line - ball.y + bumps + 0.02 * strands * ball.depth
+    root = smoothstep(0.0, 0.16, edge)
+    thickness = hair.shell - 1 + hair.lift + 2 * hair.curls + 0.03
+    thickness = thickness * smoothstep(0.1, 0.45, edge)
+    height = jnp.maximum(-skull.inside, 0)  # above the skull, seen from the side
+    slanted = density * jnp.maximum(ball.depth, 0.3)
+    alpha = inside * cover(edge, 0.77 * slanted) * hair.cover
+    alpha = alpha * jnp.clip((thickness - height) * density + 1, 0, 1)
+    gloss = glow((ball.y + 0.55 + 0.15 * scene.light[1]) ** 2 * 50)
     gloss = gloss * (0.6 + 0.4 * scene.light[0] * ball.view[0]) * ball.depth
     shade = light(scene, ball, 0.38) * (1 + looks.hair_streak * strands)
-    shade = shade * (0.82 + 0.18 * smoothstep(0.0, 0.16, edge))
+    shade = shade * (0.82 + 0.18 * root)
     planes = scale(looks.hair_colour, shade)
     return tuple(p + 0.16 * gloss * (0.25 + p) for p in planes), alpha
+
+
+def _curl(ball: Ball) -> Plane:
+    return 0.5 * (
+        ripple(1.43 * ball.x + 0.8 * ball.y) + ripple(1.75 * ball.y - 0.64 * ball.x)
+    )
 
 
 def draw_skin(looks: Looks, scene: Scene, ball: Ball, face: Planes) -> Planes:
@@ -127,7 +148,7 @@ def draw_ears(
     pose: Pose,
     view_x: Plane,
     view_y: Plane,
-    pixel: Plane | float,
+    density: Plane | float,
 ) -> tuple[Planes, Plane, Plane, Planes, Plane]:
     """Draw ears: planes, coverage behind and before the head; earring and its coverage.
 
@@ -151,7 +172,7 @@ def draw_ears(
     shade = (scene.ambient + 0.24 + 0.16 * scene.light[0] * side) * (1 - 0.3 * hollow)
     red = (1.03, 0.94, 0.92)
     planes = tint(scale(looks.skin, shade), red)
-    behind = cover(ear, pixel)
+    behind = cover(ear, density)
     before = behind * smoothstep(0.05, 0.2, facing)
     radius = looks.earring + 1e-3
     rx, ry = dx - 0.02 * side, dy - half_y * 1.05
@@ -165,18 +186,18 @@ def draw_ears(
         behind,
         before,
         ring,
-        cover(radius - jnp.hypot(rx, ry), pixel) * shown,
+        cover(radius - jnp.hypot(rx, ry), density) * shown,
     )
 
 
-def mark_skin(looks: Looks, ball: Ball, face: Planes, pixel: Plane) -> Planes:
+def mark_skin(looks: Looks, ball: Ball, face: Planes, density: Plane) -> Planes:
     """Add the mole on the side of the jaw, in sight only when it is turned to us."""
     height = looks.mole_height
     across = jnp.sqrt(1 - height**2)
-    lean = 0.12  # the mole sits a little behind the outline of the frontal view
-    mx, mz = looks.mark_side * across * jnp.sqrt(1 - lean**2), -across * lean
+    lean = 0.05  # the mole sits on the very outline of the frontal view
+    mx, mz = looks.mark_side * across * jnp.sqrt(1 - lean**2), across * lean
     near = jnp.sqrt((ball.x - mx) ** 2 + (ball.y - height) ** 2 + (ball.z - mz) ** 2)
     # Fade in with the angle, as rims of the ball are seen too flat to be drawn.
-    shown = smoothstep(0.12, 0.3, ball.depth) * (looks.mole > 0)
+    shown = smoothstep(0.2, 0.38, ball.depth) * (looks.mole > 0)
     dark = tuple(c * f for c, f in zip(looks.skin, (0.36, 0.24, 0.22), strict=True))
-    return blend(face, dark, cover(looks.mole - near, pixel) * shown)
+    return blend(face, dark, cover(looks.mole - near, density) * shown)

@@ -88,7 +88,9 @@ def _open_mouth(habits: Habits, articulation: Articulation, num_frames: int) -> 
     return np.clip(_per_frame(lips, num_frames), 0, 1)
 
 
-def _per_frame(track: Track, num_frames: int) -> Track:
+def _per_frame(
+    track: Float[np.ndarray, " hops"], num_frames: int
+) -> Float[np.ndarray, " frames"]:
     """Average the 10 ms rows of each frame."""
     rows = track[: num_frames * HOPS_PER_FRAME]
     return rows.reshape(num_frames, HOPS_PER_FRAME).mean(axis=1)
@@ -99,7 +101,7 @@ def _smile(
 ) -> tuple[Track, Track]:
     """Smile about the person's own level, more in pauses; lopsided in proportion."""
     level = habits.smile * (0.7 + 0.5 * _wander(len(seconds), 1.2, rng))
-    smile = np.clip(level + 0.25 * _ease(silent, 4), -0.4, 1)
+    smile = np.clip(level + 0.25 * _ease(silent, 4.0), -0.4, 1)
     return smile, habits.smile_asymmetry * (0.25 + np.abs(smile)) * 0.8
 
 
@@ -133,13 +135,13 @@ def _gaze(
 def _turn_head(
     habits: Habits,
     seconds: Track,
-    beats: Track,
+    beats: Float[np.ndarray, " beats"],
     gaze_x: Track,
     rng: np.random.Generator,
 ) -> tuple[Track, Track, Track]:
     """Sway, look aside now and then, nod on stressed syllables, tilt."""
     n = len(seconds)
-    yaw = habits.sway * _wander(n, 0.8, rng) + 0.12 * _ease(gaze_x, 5)
+    yaw = habits.sway * _wander(n, 0.8, rng) + 0.12 * _ease(gaze_x, 5.0)
     time = rng.exponential(1 / habits.turn_rate)
     while time < seconds[-1] + 1:
         side = 1 if rng.random() < 0.5 + 0.5 * habits.turn_side else -1
@@ -155,7 +157,10 @@ def _turn_head(
 
 
 def _raise_brows(
-    habits: Habits, seconds: Track, beats: Track, rng: np.random.Generator
+    habits: Habits,
+    seconds: Track,
+    beats: Float[np.ndarray, " beats"],
+    rng: np.random.Generator,
 ) -> Track:
     brow = 0.12 * _wander(len(seconds), 1.0, rng)
     for beat, draw in zip(beats, rng.random(len(beats)), strict=True):

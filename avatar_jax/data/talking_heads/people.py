@@ -88,7 +88,7 @@ LOOKS = {
     "skin_warmth": (-0.03, 0.03),
     "blush": (0.05, 0.45),
     "freckles": (-0.8, 0.5),
-    "freckle_phase": (0.0, 6.28),
+    "freckle_phase": (0.0, 1.0),
     "hair_style": (0, len(palettes.HAIR_STYLES)),
     "hair_colour": (0, len(palettes.HAIR_COLOURS)),
     "hair_volume": (-0.025, 0.04),
@@ -104,7 +104,7 @@ LOOKS = {
     "brow_height": (0.19, 0.27),
     "brow_thickness": (0.022, 0.052),
     "brow_arch": (0.0, 0.07),
-    "brow_tilt": (-0.12, 0.14),
+    "brow_tilt": (-0.14, 0.08),
     "nose_length": (0.24, 0.36),
     "nose_width": (0.09, 0.16),
     "nose_depth": (0.1, 0.24),
@@ -209,6 +209,7 @@ def _make_looks(values: dict[str, float]) -> Looks:
     fields: dict = {name: values[name] for name in plain}
     style = tuple(palettes.HAIR_STYLES.values())[int(values["hair_style"])]
     mark = int(values["mark"])
+    covered = style.side > 0.15 or values["beard"] > 0.1  # where a mole would be
     fields.update(
         skin=_skin(values["skin"], values["skin_warmth"]),
         freckles=max(values["freckles"], 0.0),
@@ -228,8 +229,8 @@ def _make_looks(values: dict[str, float]) -> Looks:
         glasses=float(values["glasses"] > 0),
         glasses_colour=palettes.GLASSES_COLOURS[int(values["glasses_colour"])],
         mark_side=1.0 if values["mark_side"] > 0 else -1.0,
-        mole=values["mark_size"] * (mark != 1),
-        earring=values["mark_size"] * (mark != 0),
+        mole=values["mark_size"] * (mark != 1 and not covered),
+        earring=values["mark_size"] * (mark != 0 or covered),
         earring_colour=palettes.EARRING_COLOURS[int(values["earring_colour"])],
     )
     return Looks(**fields)

@@ -112,26 +112,28 @@ def _draw_frame(
     mouth: geometry.Mouth,
 ) -> UInt32[Array, "Y X"]:
     """Lay the layers from back to front."""
-    pixel = 1 / (size * scene.scale)
+    density = size * scene.scale  # pixels per head unit
     view_x, view_y = geometry.to_view(looks, scene, pose, *_grid(size))
     ball = head.look_up(pose, view_x, view_y, 1.0, 0.0)
     shell = head.look_up(pose, view_x, view_y, looks.hair.shell, looks.hair.lift)
-    fall, fall_cover = head.draw_fall(looks, scene, view_x, view_y, pixel)
+    fall, fall_cover = head.draw_fall(
+        looks, scene, pose, shell, (view_x, view_y), density
+    )
     ear, behind, before, ring, ring_cover = head.draw_ears(
-        looks, scene, pose, view_x, view_y, pixel
+        looks, scene, pose, view_x, view_y, density
     )
     # Seen at a slant, a pixel spans more of the face.
-    slanted = pixel / jnp.maximum(ball.depth, 0.4)
+    slanted = density * jnp.maximum(ball.depth, 0.4)
     x, y = ball.x * looks.head_width, ball.y * looks.head_height
     front = (ball.z > 0) * 1.0
     painted = face.paint_face(looks, scene, motion, mouth, x, y, slanted)
     plain = scale(looks.skin, jnp.ones_like(x))
     skin = blend(plain, painted.planes, front)
-    skin = head.mark_skin(looks, ball, skin, pixel)
+    skin = head.mark_skin(looks, ball, skin, density)
     skin = head.draw_skin(looks, scene, ball, skin)
-    hair, hair_cover = head.draw_shell(looks, scene, shell, pixel)
+    hair, hair_cover = head.draw_shell(looks, scene, shell, ball, density)
 
-    skull = cover(ball.inside, pixel)
+    skull = cover(ball.inside, density)
     planes = blend(still.background, fall, fall_cover)
     planes = blend(planes, still.body, still.body_cover)
     planes = blend(planes, ear, behind)

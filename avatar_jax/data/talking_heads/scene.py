@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from avatar_jax.data.talking_heads.looks import Colour
 from avatar_jax.data.talking_heads.people import Person
-from avatar_jax.types import InputError
+from avatar_jax.types import InputError, Leaf
 
 _SCENE_STREAM = 51
 SHAPES = 4
@@ -25,22 +25,22 @@ PLACES = ("wall", "lights", "window", "shelf", "studio")
 class Scene:
     """One scene, as the renderer reads it (a pytree of scalars and colours)."""
 
-    centre: tuple[float, float]  # of the head at rest
-    scale: float  # head unit in image heights
-    light: tuple[float, float, float]  # unit vector towards the light; y down, z to us
-    light_colour: Colour
-    ambient: float  # share of light without direction
-    top: Colour  # background gradient
-    bottom: Colour
-    shapes: Float[np.ndarray, "shapes 5"]  # x, y, half width, half height, roundness
-    shape_colours: Float[np.ndarray, "shapes 3"]
-    shape_softness: float  # image units
-    shape_opacity: float
-    garment: int  # into GARMENTS
-    garment_colour: Colour
-    trim_colour: Colour
-    shoulder: float  # half width of the shoulders in head units
-    place: int  # into PLACES
+    centre: Leaf  # x and y of the head at rest
+    scale: Leaf  # head unit in image heights
+    light: Leaf  # unit vector towards the light; y down, z to us
+    light_colour: Leaf  # RGB factors
+    ambient: Leaf  # share of light without direction
+    top: Leaf  # RGB, background gradient
+    bottom: Leaf
+    shapes: Leaf  # shapes 5: x, y, half width, half height, roundness
+    shape_colours: Leaf  # shapes 3
+    shape_softness: Leaf  # image units
+    shape_opacity: Leaf
+    garment: Leaf  # into GARMENTS
+    garment_colour: Leaf
+    trim_colour: Leaf
+    shoulder: Leaf  # half width of the shoulders in head units
+    place: Leaf  # into PLACES
 
 
 def sample_scene(person: Person, scene: int) -> Scene:
@@ -84,7 +84,7 @@ def sample_scene(person: Person, scene: int) -> Scene:
 def _background(
     hue: float, place: int, rng: np.random.Generator
 ) -> tuple[Colour, Colour]:
-    saturation = rng.uniform(0.15, 0.5)
+    saturation = rng.uniform(0.12, 0.36)
     value = (0.82, 0.30, 0.78, 0.62, 0.66)[place] + rng.uniform(-0.1, 0.1)
     top = colorsys.hsv_to_rgb(hue, saturation, value)
     bottom = colorsys.hsv_to_rgb(
