@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -143,26 +144,22 @@ def _timed_frames(path: Source):
             if last is not None and time < last:
                 continue  # a time stamp that runs backwards: the frame is never shown
             last, end = time, time + length
-            yield time, end, _converter(frame, stream, reformatter)
+            yield time, end, partial(_convert, frame, stream, reformatter)
         if end is not None and stream.duration:
             _check_complete(end - _start_time(stream), stream, path)
 
 
-def _converter(frame, stream, reformatter):
-    """Return a function that makes the RGB picture: square pixels, rotation applied."""
-
-    def convert() -> UInt8[np.ndarray, "Y X 3"]:
-        aspect = stream.sample_aspect_ratio or 1
-        rgb = reformatter.reformat(
-            frame,
-            format="rgb24",
-            width=max(1, round(frame.width * aspect)),
-            interpolation=_SCALING,
-            threads=1,
-        )
-        return rotate(rgb.to_ndarray(), frame.rotation)
-
-    return convert
+def _convert(frame, stream, reformatter) -> UInt8[np.ndarray, "Y X 3"]:
+    """Make the RGB picture: square pixels, rotation applied."""
+    aspect = stream.sample_aspect_ratio or 1
+    rgb = reformatter.reformat(
+        frame,
+        format="rgb24",
+        width=max(1, round(frame.width * aspect)),
+        interpolation=_SCALING,
+        threads=1,
+    )
+    return rotate(rgb.to_ndarray(), frame.rotation)
 
 
 def rotate(

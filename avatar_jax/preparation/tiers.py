@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
@@ -131,7 +132,8 @@ def add_latents(directory: str | Path, *, codec: LatentCodec, batch: int = 16) -
     Raises InputError where a picture's sides are not multiples of the codec's stride.
     """
     target = records.tier_directory(directory, records.LATENTS, codec.name)
-    run = jax.jit(codec.encode)
+    # Bytes travel to the device, floats are made there.
+    run = jax.jit(lambda video: codec.encode(video.astype(jnp.float32) / 127.5 - 1))
     for split in list_splits(directory):
         with _read_media(directory, split, f"latents {codec.name}") as source:
             examples = _encode_all(source, run, codec.spatial_stride, batch)
@@ -206,7 +208,7 @@ def _encode_batch(waiting, run: Callable, stride: int, batch: int):
     """Encode up to `batch` videos of one shape, padded so that one program serves."""
     videos = [video for _, video in waiting]
     videos += [videos[-1]] * (batch - len(videos))
-    latents = run(np.stack(videos).astype(np.float32) / 127.5 - 1)
+    latents = run(np.stack(videos))
     for (record, _), made in zip(waiting, np.asarray(latents), strict=False):
         mask = cover_cells(
             record["mouth_boxes"],
