@@ -1,0 +1,111 @@
+"""What training shows of clips it does not learn from: their loss, and a sampled video.
+
+Both are evaluators of `training.config.Run`: called with (step, averaged players), they
+return scalars and videos by name. Clips, noise and times are the same at every call.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from avatar_jax.flow import times
+from avatar_jax.models.codec import LatentCodec
+from avatar_jax.objectives import base
+from avatar_jax.sampling import chunk
+from avatar_jax.types import Clip, VideoMotion
+
+Videos = dict[str, UInt8[np.ndarray, "frames Y X 3"]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutLoss:
+    """The objective's metrics over the first `num_batches` held-out batches."""
+
+    objective: base.Objective
+    clips: Iterable[Clip]
+    num_batches: int = 4
+
+    @functools.cached_property
+    def _batches(self) -> list[Clip]:
+        return list(itertools.islice(self.clips, self.num_batches))
+
+    @functools.cached_property
+    def _metrics(self) -> Callable:
+        def metrics(
+            players: base.Players, batch: Clip, rng: PRNGKeyArray
+        ) -> base.Metrics:
+            prepare_rng, loss_rng = jax.random.split(rng)
+            prepared = self.objective.prepare(players, {}, batch, rng=prepare_rng)
+            loss, metrics = self.objective.loss(
+                players, {}, prepared, rng=loss_rng, step=jnp.zeros((), int)
+            )
+            return metrics | {"loss": base.Mean(loss, jnp.ones(()))}
+
+        return jax.jit(metrics)
+
+    def __call__(
+        self, step: int, players: base.Players
+    ) -> tuple[dict[str, float], Videos]:
+        """Return `held_out/<metric>`."""
+        sums: dict[str, tuple[float, float]] = {}
+        for i, batch in enumerate(self._batches):
+            values = jax.device_get(self._metrics(players, batch, jax.random.key(i)))
+            for name, mean in values.items():
+                total, count = sums.get(name, (0.0, 0.0))
+                sums[name] = (total + float(mean.total), count + float(mean.count))
+        return {f"held_out/{n}": t / c for n, (t, c) in sums.items() if c}, {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preview:
+    """Held-out clips, sampled: above what the codec keeps of them, below the samples.
+
+    Attributes:
+      num_clips: side by side in the picture.
+    """
+
+    model: nn.Module
+    codec: LatentCodec
+    clips: Iterable[Clip]
+    num_clips: int = 4
+    num_steps: int = 16
+
+    @functools.cached_property
+    def _batch(self) -> Clip:
+        first = next(iter(self.clips))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[: self.num_clips]), first)
+
+    def __call__(
+        self, step: int, players: base.Players
+    ) -> tuple[dict[str, float], Videos]:
+        """Return the video `preview`."""
+        batch = self._batch
+        noise_rng, rng = jax.random.split(jax.random.key(0))
+        noise = jax.random.normal(noise_rng, batch.target.latents.shape)
+        sample = chunk.sample_chunk(
+            self.model,
+            players["model"],
+            VideoMotion(latents=noise),
+            chunk.Passes(full=batch.conditions),
+            times.schedule(self.num_steps),
+            rng,
+            chunk.Settings(num_steps=self.num_steps),
+        )
+        rows = [
+            self._decode(latents) for latents in (batch.target.latents, sample.latents)
+        ]
+        return {}, {"preview": np.concatenate(rows, axis=1)}
+
+    def _decode(
+        self, latents: Float[Array, "B F H W C"]
+    ) -> UInt8[np.ndarray, "frames Y X 3"]:
+        state = self.codec.init_decode()
+        _, video = chunk.decode_pixels(self.codec, state, latents)
+        return np.concatenate(np.asarray(video), axis=2)
