@@ -1,7 +1,12 @@
-"""What every command shares: one clear line and exit code 2 for bad input."""
+"""What commands share: one clear line and exit code 2 for bad input; their files."""
 
+import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+import jax
 
 from avatar_jax.types import InputError
 
@@ -19,3 +24,18 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def use_compilation_cache() -> Path:
+    """Keep compiled programs between runs, in the user's cache folder."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "avatar_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Write plain values as JSON, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path)

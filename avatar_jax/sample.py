@@ -1,0 +1,193 @@
+"""Make a talking video from files: `python -m avatar_jax.sample`."""
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from avatar_jax import command
+from avatar_jax.flow import guidance
+from avatar_jax.sampling import chunk, delivery, pretrained, request
+from avatar_jax.types import FRAMES_PER_SECOND, InputError
+
+CONSENT = "the person in the reference agreed to this video"
+
+EXAMPLE = """example:
+  python -m avatar_jax.sample --reference me.mp4 --audio speech.wav \\
+      --consent statement.txt --out avatar.mp4
+
+avatar.json beside the video records consent, seed, settings and hashes."""
+
+
+def main(argv: list[str]) -> None:
+    """Sample by command line arguments."""
+    arguments = _parser().parse_args(argv)
+    started = time.time()
+    consent = read_consent(arguments.consent, arguments.i_have_consent)
+    out = Path(arguments.out)
+    _check(arguments, out)
+    settings, asked = _settings(arguments), _request(arguments)
+    command.use_compilation_cache()
+    loaded = pretrained.load(arguments.weights)
+    prepared, plan, wave = request.prepare(asked, loaded)
+    ready = time.time()
+    announce_compile(loaded, settings)
+    runs = delivery.generate(
+        loaded, prepared, plan=plan, settings=settings, seed=arguments.seed
+    )
+    delivered = delivery.Delivery(fps=arguments.fps, size=arguments.size)
+    delivery.write_avatar(out, runs, wave, delivery=delivered)
+    record = {
+        "generated": True,
+        "consent": consent,
+        "seed": arguments.seed,
+        "settings": dataclasses.asdict(settings),
+        "delivery": dataclasses.asdict(delivered),
+        "request": hash_inputs(asked),
+        "weights": _hash_file(Path(arguments.weights)),
+        "model": loaded.card.to_metadata(),
+        "frames": plan.num_frames,
+        "chunks": plan.num_chunks,
+        "seconds": {"prepare": ready - started, "generate": time.time() - ready},
+    }
+    command.write_json(out.with_suffix(".json"), record)
+    print(f"wrote {out} ({plan.num_frames / FRAMES_PER_SECOND:.1f} s)")
+
+
+def read_consent(statement: str | None, acknowledged: bool) -> dict:
+    """Return the record of the person's consent.
+
+    Raises:
+      InputError: neither a statement nor the acknowledgement was given.
+    """
+    if statement:
+        path = Path(statement)
+        if not path.is_file():
+            raise InputError(f"expected a consent statement, {path} does not exist.")
+        text = path.read_text(errors="replace").strip()
+        if not text:
+            raise InputError(f"expected a consent statement, {path} is empty.")
+        return {"statement": text, **_hash_file(path)}
+    if acknowledged:
+        return {"acknowledged": CONSENT}
+    raise InputError(
+        f"expected consent: say that {CONSENT} with --i-have-consent, or give their "
+        "statement with --consent FILE."
+    )
+
+
+def announce_compile(loaded: pretrained.Pretrained, settings: chunk.Settings) -> None:
+    """Say what the first chunk waits for."""
+    card = loaded.card
+    print(
+        f"compiling {card.chunk_latents} latents of {card.size}x{card.size} px, "
+        f"{settings.num_steps} steps, on {jax.devices()[0].device_kind}: up to a "
+        f"minute the first time; kept in {jax.config.jax_compilation_cache_dir}",
+        flush=True,
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> chunk.Settings:
+    return chunk.Settings(
+        num_steps=arguments.steps,
+        shift=arguments.shift,
+        overshoot=arguments.overshoot,
+        scales=guidance.Scales(
+            audio=arguments.audio_guidance, text=arguments.text_guidance
+        ),
+    )
+
+
+def _request(arguments: argparse.Namespace) -> request.Request:
+    return request.Request(
+        reference=Path(arguments.reference),
+        audio=Path(arguments.audio),
+        still=Path(arguments.still) if arguments.still else None,
+        prompt=arguments.prompt,
+        negative_prompt=arguments.negative_prompt,
+        crop=arguments.crop,
+        seconds=arguments.seconds,
+    )
+
+
+def _check(arguments: argparse.Namespace, out: Path) -> None:
+    """Refuse values out of range before anything is read."""
+    least = {
+        "steps": 1,
+        "fps": 1,
+        "size": 0,
+        "overshoot": 0,
+        "audio_guidance": 1,
+        "text_guidance": 1,
+    }
+    for name, value in least.items():
+        came = getattr(arguments, name)
+        if not came >= value:
+            flag = name.replace("_", "-")
+            raise InputError(f"expected --{flag} of {value} or more, came {came}.")
+    for name in ("shift", "seconds"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise InputError(f"expected --{name} above 0, came {value}.")
+    if not out.parent.is_dir():
+        raise InputError(f"expected a folder to write into, {out.parent} is none.")
+    if out.suffix != ".mp4":
+        raise InputError(f"expected --out to end in .mp4, came {out.name}.")
+
+
+def hash_inputs(asked: request.Request) -> dict:
+    """Return a request as plain values; files with their SHA-256."""
+    return {
+        name: _hash_file(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(asked).items()
+    }
+
+
+def _hash_file(path: Path) -> dict:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path), "sha256": digest}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m avatar_jax.sample",
+        description="Make a person of a reference video say a given speech.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--reference", required=True, metavar="VIDEO", help="the person")
+    add("--audio", required=True, metavar="FILE", help="the speech, any container")
+    add("--still", metavar="PICTURE", help="scene; default: best reference frame")
+    add("--out", required=True, metavar="MP4")
+    consent = parser.add_mutually_exclusive_group()
+    consent.add_argument("--consent", metavar="FILE", help="the person's statement")
+    consent.add_argument("--i-have-consent", action="store_true", help=CONSENT)
+    add("--weights", default=str(pretrained.TINY_WEIGHTS), metavar="SAFETENSORS")
+    add("--prompt", default="")
+    add("--negative-prompt", default="", help="for --text-guidance above 1")
+    add("--crop", choices=("face", "none"), default="face", help="none: as it is")
+    add("--seconds", type=float, metavar="N", help="only the first N seconds")
+    add("--fps", type=int, default=FRAMES_PER_SECOND, help="of the file")
+    add("--size", type=int, default=0, help="pixels of the file; 0: the model's")
+    add("--steps", type=int, default=24, help="solver steps")
+    add("--shift", type=float, default=1.0, help="of times; 5 for large pictures")
+    add("--overshoot", type=float, default=0.0, help="0: Euler; 1: the paper's")
+    add("--audio-guidance", type=float, default=1.0, help="1: off")
+    add("--text-guidance", type=float, default=1.0, help="1: off")
+    add("--seed", type=int, default=42)
+    return parser
+
+
+def cli() -> int:
+    """Run the command; 2 for bad input."""
+    return command.run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

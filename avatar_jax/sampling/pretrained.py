@@ -1,0 +1,179 @@
+"""A weights file, ready to sample from: network, codec and encoders that it names."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from avatar_jax import checkpoint
+from avatar_jax.models import codec, dit, speech, text
+from avatar_jax.models.dit_config import DiTConfig
+from avatar_jax.types import (
+    Conditions,
+    InputError,
+    Reference,
+    VideoMotion,
+    count_frames,
+)
+
+TINY_WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "tiny.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the metadata of a weights file says; `to_metadata` is its written form."""
+
+    config: DiTConfig
+    size: int  # pixels, side of the square picture
+    chunk_latents: int  # F of one chunk
+    codec: str = "dct64"
+    speech: str = "log_mel"
+    text: str = "bytes"
+    text_length: int = 64
+    reference_latents: int = 0  # of the person's video; 0: the still alone
+
+    def to_metadata(self) -> dict:
+        """Return plain values for `checkpoint.save_weights`."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Everything that turns prepared conditions into pixels."""
+
+    card: Card
+    model: dit.AvatarDiT
+    params: dict
+    codec: codec.LatentCodec
+    speech: speech.SpeechEncoder
+    text: text.TextEncoder
+
+
+def load(path: str | Path) -> Pretrained:
+    """Load a weights file written with a `Card`.
+
+    Raises:
+      InputError: no weights file, one of another kind, or one whose arrays do not fit
+        its own model config; names the first missing, unexpected and mis-shaped key.
+    """
+    params, metadata = checkpoint.load_weights(path)
+    card = read_card(metadata, path)
+    model = dit.AvatarDiT(card.config)
+    encoder = _text_encoder(card)
+    check_params(expected_shapes(model, card), params, path)
+    return Pretrained(
+        card=card,
+        model=model,
+        params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params),
+        codec=_codec(card.codec),
+        speech=_speech_encoder(card.speech),
+        text=encoder,
+    )
+
+
+def read_card(metadata: dict, path: str | Path) -> Card:
+    """Build the card from metadata; unknown and missing fields are named."""
+    config = _build(DiTConfig, metadata.get("config", {}), path)
+    return _build(Card, {**metadata, "config": config}, path)
+
+
+def expected_shapes(model: dit.AvatarDiT, card: Card) -> dict:
+    """Return the parameter tree that the model config asks for, as shapes."""
+    inputs = jax.eval_shape(lambda: _example_inputs(card))
+    return jax.eval_shape(
+        lambda rng, *args: model.init(rng, *args)["params"], jax.random.key(0), *inputs
+    )
+
+
+def check_params(expected: dict, params: dict, path: str | Path) -> None:
+    """Raise InputError unless both trees have the same keys and shapes."""
+    want = traverse_util.flatten_dict(expected, sep="/")
+    have = traverse_util.flatten_dict(params, sep="/")
+    missing = next((key for key in want if key not in have), None)
+    unexpected = next((key for key in have if key not in want), None)
+    shaped = next((k for k in want if k in have and want[k].shape != have[k].shape), "")
+    wrong = [f"first missing {missing}"] if missing else []
+    wrong += [f"first unexpected {unexpected}"] if unexpected else []
+    if shaped:
+        wrong += [
+            f"first mis-shaped {shaped}: {want[shaped].shape} expected, "
+            f"{have[shaped].shape} came"
+        ]
+    if wrong:
+        raise InputError(
+            f"{path} does not fit the model config that it names ({'; '.join(wrong)}); "
+            "give a file that `python -m avatar_jax.train` wrote."
+        )
+
+
+def _example_inputs(card: Card) -> tuple[VideoMotion, jax.Array, Conditions]:
+    """Make inputs of the smallest shape in which every part of the model is used."""
+    cfg, side = card.config, card.config.patch
+    latents = jnp.zeros((1, 1, side, side, cfg.channels))
+    prompt = jnp.zeros((1, 1, cfg.text_width))
+    motion = None
+    if cfg.motion_width:
+        motion = jnp.zeros((1, count_frames(1), cfg.motion_width))
+    conditions = Conditions(
+        text=prompt,
+        null_text=prompt,
+        audio=jnp.zeros((1, 1, cfg.audio_width)) if cfg.audio_width else None,
+        still=latents,
+        reference=_example_reference(cfg, latents) if cfg.reference else None,
+    )
+    return VideoMotion(latents, motion), jnp.ones((1,)), conditions
+
+
+def _example_reference(cfg: DiTConfig, latents: jax.Array) -> Reference:
+    rows = jnp.zeros((1, 4, 1))
+    return Reference(
+        latents=latents,
+        valid=jnp.ones((1, 1, 1, 1), bool),
+        segment_ids=jnp.zeros((1, 1), jnp.int32),
+        audio=rows.repeat(cfg.reference_audio_width, -1)
+        if cfg.reference_audio_width
+        else None,
+        motion=rows.repeat(cfg.motion_width, -1) if cfg.motion_width else None,
+        identity=jnp.zeros((1, cfg.identity_width)) if cfg.identity_width else None,
+        faces=latents if cfg.faces else None,
+    )
+
+
+def _build(kind: type, fields: dict, path: str | Path) -> Any:
+    """Build a frozen dataclass from metadata, or say which field is in the way."""
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(fields) - set(known))
+    absent = [
+        name
+        for name, field in known.items()
+        if name not in fields and field.default is dataclasses.MISSING
+    ]
+    if unknown or absent:
+        problem = f"unknown {unknown[0]}" if unknown else f"no {absent[0]}"
+        raise InputError(
+            f"the metadata of {path} has {problem} in {kind.__name__}; give weights "
+            "that `python -m avatar_jax.train` of this version wrote."
+        )
+    return kind(**fields)
+
+
+def _codec(name: str) -> codec.LatentCodec:
+    channels = name.removeprefix("dct")
+    if channels == name or not channels.isdigit():
+        raise InputError(f"codec {name!r} is not known; expected dct<channels>.")
+    return codec.DCTCodec(channels=int(channels))
+
+
+def _speech_encoder(name: str) -> speech.SpeechEncoder:
+    if name != "log_mel":
+        raise InputError(f"speech encoder {name!r} is not known; expected log_mel.")
+    return speech.LogMel()
+
+
+def _text_encoder(card: Card) -> text.TextEncoder:
+    if card.text != "bytes":
+        raise InputError(f"text encoder {card.text!r} is not known; expected bytes.")
+    return text.Bytes(length=card.text_length, width=card.config.text_width)

@@ -1,0 +1,222 @@
+"""A video of any length, chunk after chunk; nothing here grows with the length.
+
+Chunk k covers latents stride k .. stride k + F - 1, where stride = F - overlap. Chunk 0
+starts from the scene still; a later chunk holds the last `overlap` latents of the chunk
+before as its clean prefix, and the first latent of chunk 0 as its still (the anchor).
+The noise of latent f of the whole video is drawn from fold_in(rng, f), so that
+neighbours share it where they overlap.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+
+from avatar_jax.flow import times
+from avatar_jax.sampling import chunk
+from avatar_jax.types import (
+    FRAMES_PER_LATENT,
+    Conditions,
+    Reference,
+    ReferenceCache,
+    VideoMotion,
+    count_frames,
+)
+
+
+@struct.dataclass
+class Prepared:
+    """What a request comes to: arrays of one batch of videos of equal length."""
+
+    still: Float[Array, "B 1 H W C"]
+    speech: Float[np.ndarray, "B frames Da"]  # `Plan.padded_frames` rows
+    text: Float[Array, "B L Dt"]
+    null_text: Float[Array, "B L Dt"]
+    negative_text: Float[Array, "B L Dt"] | None = None
+    reference: Reference | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a speech of `num_frames` (25 fps) is cut into chunks of equal shape."""
+
+    num_frames: int
+    chunk_latents: int
+    overlap: int = 2  # latents
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or not 0 < self.overlap < self.chunk_latents:
+            raise ValueError(
+                f"{self} is no plan; use one frame or more and chunks longer than the "
+                "overlap."
+            )
+
+    @property
+    def stride(self) -> int:
+        """Latents that a chunk adds to the video."""
+        return self.chunk_latents - self.overlap
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks that cover the speech; the last one may reach past its end."""
+        needed = -(-(self.num_frames - 1) // FRAMES_PER_LATENT) + 1
+        return 1 + max(0, -(-(needed - self.chunk_latents) // self.stride))
+
+    @property
+    def padded_frames(self) -> int:
+        """Frames of all chunks together: the speech and its silence tail."""
+        return count_frames(self.chunk_latents + (self.num_chunks - 1) * self.stride)
+
+    def audio_rows(self, index: int) -> slice:
+        """Rows of the speech features that chunk `index` reads."""
+        start = FRAMES_PER_LATENT * self.stride * index
+        return slice(start, start + count_frames(self.chunk_latents))
+
+
+def draw_noise(
+    rng: PRNGKeyArray, start: int, count: int, shape: tuple[int, ...]
+) -> Float[Array, "B count ..."]:
+    """Draw the noise of items start .. start + count - 1, each from its own key.
+
+    Args:
+      shape: `(B, ...)` of one item; the items become axis 1.
+    """
+    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(
+        start + jnp.arange(count)
+    )
+    return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
+
+
+def sample_latents(
+    model: nn.Module,
+    params: dict,
+    prepared: Prepared,
+    *,
+    plan: Plan,
+    settings: chunk.Settings,
+    rng: PRNGKeyArray,
+) -> Iterator[Float[Array, "B _ H W C"]]:
+    """Yield the new latents of each chunk: F of the first, `stride` of the others."""
+    noise_rng, solver_rng = jax.random.split(rng)
+    schedule = times.schedule(settings.num_steps, shift=settings.shift)
+    shared = _shared_passes(model, params, prepared, settings)
+    batch, _, *cell = prepared.still.shape
+    prefix = jnp.zeros((batch, plan.overlap, *cell))
+    anchor = jnp.asarray(prepared.still)
+    for index in range(plan.num_chunks):
+        passes = _place(
+            shared,
+            audio=jnp.asarray(prepared.speech[:, plan.audio_rows(index)]),
+            still=anchor,
+            prefix=prefix,
+            prefix_valid=jnp.full((batch,), index > 0),
+        )
+        noise = _chunk_noise(model, noise_rng, plan, index, (batch, *cell))
+        key = jax.random.fold_in(solver_rng, index)
+        sample = chunk.sample_chunk(
+            model, params, noise, passes, schedule, key, settings
+        ).latents
+        yield sample if index == 0 else sample[:, plan.overlap :]
+        prefix = sample[:, -plan.overlap :]
+        anchor = sample[:, :1] if index == 0 else anchor
+
+
+def decode_stream(
+    codec: Any, latents: Iterable[Float[Array, "B _ H W C"]], num_frames: int
+) -> Iterator[UInt8[np.ndarray, "B _ Y X 3"]]:
+    """Decode runs of latents with the codec's carried state, cut at `num_frames`.
+
+    The next run is already being denoised while a run is decoded and handed out.
+    """
+    state = codec.init_decode()
+    left = num_frames
+    for run in _one_ahead(latents):
+        state, pixels = chunk.decode_pixels(codec, state, run)
+        yield np.asarray(pixels[:, :left])
+        left -= min(left, pixels.shape[1])
+        if not left:
+            return
+
+
+def _shared_passes(
+    model: nn.Module, params: dict, prepared: Prepared, settings: chunk.Settings
+) -> chunk.Passes:
+    """Make the conditions that no chunk changes, with one reference cache each."""
+    null_text = jnp.asarray(prepared.null_text)
+
+    def cache(reference: Reference) -> ReferenceCache:
+        return chunk.cache_reference(model, params, reference, null_text)
+
+    reference = prepared.reference
+    full = Conditions(
+        text=jnp.asarray(prepared.text),
+        null_text=null_text,
+        reference=None if reference is None else cache(reference),
+    )
+    without_audio = negative = None
+    if settings.scales.audio != 1:
+        silent = jnp.zeros((null_text.shape[0],), bool)
+        without_audio = full.replace(audio_valid=silent)
+        if reference is not None:
+            dropped = reference.replace(audio_valid=silent)
+            without_audio = without_audio.replace(reference=cache(dropped))
+    if settings.scales.text != 1:
+        other = prepared.negative_text
+        negative = full.replace(text=null_text if other is None else other)
+    return chunk.Passes(full, without_audio, negative)
+
+
+def _place(
+    passes: chunk.Passes,
+    *,
+    audio: Float[Array, "B frames Da"],
+    still: Float[Array, "B 1 H W C"],
+    prefix: Float[Array, "B P H W C"],
+    prefix_valid: Bool[Array, " B"],
+) -> chunk.Passes:
+    """Add what one chunk is told to the conditions of every pass."""
+    return jax.tree.map(
+        lambda told: told.replace(
+            audio=audio, still=still, prefix=prefix, prefix_valid=prefix_valid
+        ),
+        passes,
+        is_leaf=lambda leaf: isinstance(leaf, Conditions),
+    )
+
+
+def _chunk_noise(
+    model: nn.Module,
+    rng: PRNGKeyArray,
+    plan: Plan,
+    index: int,
+    item: tuple[int, ...],
+) -> VideoMotion:
+    """Draw the noise of chunk `index`; `item` is the shape (B, H, W, C)."""
+    first, latents = plan.stride * index, plan.chunk_latents
+    video_rng, motion_rng = jax.random.split(rng)
+    motion = None
+    if model.cfg.motion_width:
+        motion = draw_noise(
+            motion_rng,
+            FRAMES_PER_LATENT * first,
+            count_frames(latents),
+            (item[0], model.cfg.motion_width),
+        )
+    return VideoMotion(draw_noise(video_rng, first, latents, item), motion)
+
+
+def _one_ahead(items: Iterable) -> Iterator:
+    """Yield each item once the next one has been asked for (dispatch runs ahead)."""
+    waiting: list = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting

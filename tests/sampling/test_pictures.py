@@ -1,0 +1,72 @@
+"""Portraits out of files; ~3 s on 2 cores."""
+
+import numpy as np
+import pytest
+
+from avatar_jax.media import encode, faces
+from avatar_jax.sampling import pictures
+from avatar_jax.types import InputError
+
+SIDE = 80  # pixels
+BOX = np.array([16, 12, 64, 60], np.float32)  # xyxy
+
+
+def drawn_face(*, mouth: int, texture: int = 40) -> np.ndarray:
+    """Draw a bright textured square whose dark mouth is `mouth` rows high."""
+    rng = np.random.default_rng(0)
+    frame = np.full((SIDE, SIDE, 3), 120, np.uint8)
+    skin = 170 + rng.integers(-texture, texture + 1, (48, 48, 1))
+    frame[12:60, 16:64] = skin
+    left, top, right, _ = faces.mouth_boxes(BOX[None])[0].round().astype(int)
+    frame[top : top + mouth, left:right] = 30
+    return frame
+
+
+def choose(*frames: np.ndarray, found: list[bool] | None = None) -> int:
+    shown = np.ones(len(frames), bool) if found is None else np.array(found)
+    return pictures.choose_still(
+        np.stack(frames), np.tile(BOX, (len(frames), 1)), shown
+    )
+
+
+def test_the_still_has_its_mouth_closed():
+    open_mouth, closed = drawn_face(mouth=9), drawn_face(mouth=0)
+    assert choose(open_mouth, closed, open_mouth) == 1
+
+
+def test_the_still_is_crisp():
+    assert choose(drawn_face(mouth=0, texture=5), drawn_face(mouth=0)) == 1
+
+
+def test_a_frame_without_a_face_is_no_still():
+    frames = [drawn_face(mouth=0), drawn_face(mouth=9), drawn_face(mouth=0)]
+    assert choose(*frames, found=[False, True, False]) == 1
+
+
+def test_square_pictures_are_taken_whole(tmp_path):
+    path = tmp_path / "square.mp4"
+    clip = np.stack([drawn_face(mouth=m) for m in (0, 4, 0)])
+    encode.write_video(path, clip)
+    square, best = pictures.read_portrait(path, most=2, crop="none", size=32)
+    assert square.shape == (2, 32, 32, 3)
+    assert best in (0, 1)
+    assert abs(float(square.mean()) - float(clip[:2].mean())) < 4
+
+
+def test_pictures_of_the_models_size_need_no_detector(tmp_path):
+    path = tmp_path / "small.mp4"
+    clip = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3)).astype(np.uint8)
+    encode.write_video(path, clip)
+    square, _ = pictures.read_portrait(path, most=9, crop="face", size=32)
+    assert square.shape == (3, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "shape, crop, words",
+    [((48, 80), "none", "80x48"), ((80, 80), "face", "expected a face")],
+)
+def test_what_cannot_be_a_portrait_is_named(tmp_path, shape, crop, words):
+    path = tmp_path / "grey.mp4"
+    encode.write_video(path, np.full((3, *shape, 3), 99, np.uint8))
+    with pytest.raises(InputError, match=words):
+        pictures.read_portrait(path, most=9, crop=crop, size=32)
