@@ -178,9 +178,11 @@ def test_rendered_people_keep_their_splits_and_motion_codes(tmp_path):
     for split, count in (("train", 8), ("validation", 1), ("test", 1)):
         media, features, latents = read(out, split)
         assert len(media) == len(features) == len(latents) == count
+        heard = {record["audio"].tobytes() for record in media}
+        assert len(heard) == count
     record, feature = media[0], features[0]
     person = people.sample_person(0, 9)
-    made = clips.make_clip(person, scene=0, utterance=0, num_frames=25, size=64)
+    made = clips.make_clip(person, scene=0, utterance=9, num_frames=25, size=64)
     assert record["caption"] == made.caption and record["key"] == feature["key"]
     np.testing.assert_array_equal(feature["motion"], made.motion.astype(np.float32))
     np.testing.assert_allclose(record["mouth_boxes"], made.mouth_boxes)

@@ -22,7 +22,8 @@ _TOGETHER = 8  # clips per message between processes
 class ProceduralConfig:
     """How many people, clips of each and seconds of each clip, at which size (pixels).
 
-    Clip number c of a person is filmed in scene c; every clip says something else.
+    The clips are those of `talking_heads/builder.py`: clips 2k and 2k + 1 of a person
+    share scene k, and no two clips of the dataset say the same.
     """
 
     people: int = 1600
@@ -73,20 +74,21 @@ def make_record(
     person = people.sample_person(config.seed, index)
     made = clips.make_clip(
         person,
-        scene=clip,
-        utterance=clip,
+        scene=clip // 2,
+        utterance=index * config.clips_per_person + clip,
         num_frames=config.num_frames,
         size=config.size,
     )
+    name = f"{config.seed}_{index:07d}"
     record = tiers.make_media(
         made.frames,
         made.audio,
         made.face_boxes,
         made.mouth_boxes,
         names={
-            "key": f"{config.seed}-{index:06d}-{clip:03d}",
-            "person": f"{config.seed}-{index:06d}",
-            "scene": f"{config.seed}-{index:06d}-{clip:03d}",
+            "key": f"{name}_{clip:04d}",
+            "person": name,
+            "scene": f"{name}_{clip // 2:04d}",
             "source": "talking_heads",
             "caption": made.caption,
         },
