@@ -1,4 +1,4 @@
-"""Held-out loss and previews repeat exactly (~8 s on 2 cores)."""
+"""Held-out loss and previews repeat exactly (~10 s on 2 cores)."""
 
 import chex
 import flax.linen as nn

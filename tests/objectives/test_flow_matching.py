@@ -1,4 +1,4 @@
-"""Flow matching: its weights, its two spaces, and the DiT on 8 devices (~45 s)."""
+"""Flow matching, and the DiT under it on 8 devices (~75 s on 2 cores)."""
 
 import dataclasses
 
@@ -158,7 +158,8 @@ def make_dit_run(*, micro_batches=1):
 
 
 def train_dit(mesh_config, devices, **kwargs):
-    run = make_dit_run(**kwargs)
+    # Plain Adam compiles sooner; Muon on eight devices is in training/test_step.py.
+    run = dataclasses.replace(make_dit_run(**kwargs), optimizer=optax.adam(1e-3))
     mesh = sharding.make_mesh(mesh_config, devices)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_RULES):
         current = state.create(run, mesh, make_clip())
@@ -170,22 +171,11 @@ def train_dit(mesh_config, devices, **kwargs):
     return losses, current
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    return train_dit(sharding.MeshConfig(), jax.devices()[:1])
-
-
-@pytest.mark.parametrize(
-    ("mesh", "micro_batches"),
-    [({"data": 4, "fsdp": 2}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)],
-)
-def test_the_dit_on_eight_devices_has_the_losses_of_one(
-    one_device, mesh, micro_batches
-):
-    losses, current = train_dit(
-        sharding.MeshConfig(**mesh), jax.devices(), micro_batches=micro_batches
-    )
-    np.testing.assert_allclose(losses, one_device[0], rtol=2e-4)
+def test_the_dit_on_eight_devices_has_the_losses_of_one():
+    losses, _ = train_dit(sharding.MeshConfig(), jax.devices()[:1])
+    mesh = sharding.MeshConfig(data=2, fsdp=2, tensor=2)
+    split, current = train_dit(mesh, jax.devices(), micro_batches=2)
+    np.testing.assert_allclose(split, losses, rtol=2e-4)
     kernel = current.params["model"]["blocks"]["attention"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.size < kernel.size
 

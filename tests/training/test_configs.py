@@ -1,4 +1,4 @@
-"""The configs of stages 1 and 2, two small steps each on records (~60 s on 2 cores)."""
+"""The configs of stages 1 and 2, two small steps each (~100 s on 2 cores)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One step: micro-batches, devices, buckets, averages (~15 s on 2 cores)."""
+"""One step: micro-batches, devices, buckets, averages (~30 s on 2 cores)."""
 
 import sys
 from pathlib import Path
