@@ -11,7 +11,7 @@ import jax
 
 from avatar_jax import command
 from avatar_jax.flow import guidance
-from avatar_jax.sampling import chunk, delivery, pretrained, request
+from avatar_jax.sampling import chunk, delivery, pretrained, request, video
 from avatar_jax.types import FRAMES_PER_SECOND, InputError
 
 CONSENT = "the person in the reference agreed to this video"
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     prepared, plan, wave = request.prepare(asked, loaded)
     ready = time.time()
     announce_compile(loaded, settings)
-    runs = delivery.generate(
+    runs = video.generate(
         loaded, prepared, plan=plan, settings=settings, seed=arguments.seed
     )
     delivered = delivery.Delivery(fps=arguments.fps, size=arguments.size)

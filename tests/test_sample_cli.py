@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def run(folder, tmp_path, monkeypatch):
     """Run the command on the good files with some flags changed or dropped (None)."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
     out = tmp_path / "out"
     out.mkdir()
 
@@ -135,3 +135,13 @@ def test_help_shows_an_example(capsys):
         sample.main(["--help"])
     assert stopped.value.code == 0
     assert "python -m avatar_jax.sample --reference" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        assert command.use_compilation_cache() == tmp_path / "avatar_jax" / "xla"
+        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

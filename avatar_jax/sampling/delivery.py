@@ -1,18 +1,14 @@
-"""From latents to a finished mp4: frames leave while later ones are being made."""
+"""From frames to a finished mp4: they leave while later ones are being made."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from avatar_jax.media import encode
-from avatar_jax.sampling import chunk, video
-from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import FRAMES_PER_SECOND
 
 PROVENANCE = {
@@ -33,27 +29,6 @@ class Delivery:
 
     fps: int = FRAMES_PER_SECOND
     size: int = 0
-
-
-def generate(
-    pretrained: Pretrained,
-    prepared: video.Prepared,
-    *,
-    plan: video.Plan,
-    settings: chunk.Settings,
-    seed: int,
-) -> Iterator[UInt8[np.ndarray, "B _ Y X 3"]]:
-    """Yield the frames of a batch of videos, a chunk's worth at a time."""
-    latents = video.sample_latents(
-        pretrained.model,
-        pretrained.params,
-        prepared,
-        plan=plan,
-        settings=settings,
-        rng=jax.random.key(seed),
-    )
-    progress = tqdm(latents, total=plan.num_chunks, desc="chunks", unit="chunk")
-    return video.decode_stream(pretrained.codec, iter(progress), plan.num_frames)
 
 
 def write_avatar(

@@ -18,9 +18,11 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from tqdm import tqdm
 
 from avatar_jax.flow import times
 from avatar_jax.sampling import chunk
+from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import (
     FRAMES_PER_LATENT,
     Conditions,
@@ -80,18 +82,25 @@ class Plan:
         return slice(start, start + count_frames(self.chunk_latents))
 
 
-def draw_noise(
-    rng: PRNGKeyArray, start: int, count: int, shape: tuple[int, ...]
-) -> Float[Array, "B count ..."]:
-    """Draw the noise of items start .. start + count - 1, each from its own key.
-
-    Args:
-      shape: `(B, ...)` of one item; the items become axis 1.
-    """
-    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(
-        start + jnp.arange(count)
+def generate(
+    pretrained: Pretrained,
+    prepared: Prepared,
+    *,
+    plan: Plan,
+    settings: chunk.Settings,
+    seed: int,
+) -> Iterator[UInt8[np.ndarray, "B _ Y X 3"]]:
+    """Yield the frames of a batch of videos, a chunk's worth at a time."""
+    latents = sample_latents(
+        pretrained.model,
+        pretrained.params,
+        prepared,
+        plan=plan,
+        settings=settings,
+        rng=jax.random.key(seed),
     )
-    return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
+    progress = tqdm(latents, total=plan.num_chunks, desc="chunks", unit="chunk")
+    return decode_stream(pretrained.codec, iter(progress), plan.num_frames)
 
 
 def sample_latents(
@@ -143,6 +152,20 @@ def decode_stream(
         left -= min(left, pixels.shape[1])
         if not left:
             return
+
+
+def draw_noise(
+    rng: PRNGKeyArray, start: int, count: int, shape: tuple[int, ...]
+) -> Float[Array, "B count ..."]:
+    """Draw the noise of items start .. start + count - 1, each from its own key.
+
+    Args:
+      shape: `(B, ...)` of one item; the items become axis 1.
+    """
+    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(
+        start + jnp.arange(count)
+    )
+    return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
 
 
 def _shared_passes(
