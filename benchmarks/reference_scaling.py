@@ -2,10 +2,10 @@
 
   python -m benchmarks.reference_scaling [--layers 2 --width 128 --repeats 9]
 
-Three rows, medians of interleaved repeats in one run: `cached` reads keys and values made
-once per request; `uncached` makes them in every step; `dense` lets all rows attend to all
-(one joint sequence), as concatenating the reference to the video would. Then the fit
-a + b R + c R^2 of the cached row and the share of its quadratic part at the longest R.
+Three rows, medians of interleaved repeats in one run: `cached` reads keys and values
+made once per request; `uncached` makes them in every step; `dense` lets all rows attend
+to all (one joint sequence), as concatenating the reference to the video would. Then the
+fit a + b R + c R^2 of the cached row, and its quadratic part at the longest R.
 """
 
 import argparse
@@ -128,9 +128,7 @@ def _report(seconds: dict, compile_seconds: dict) -> None:
         row = (seconds[name, r] / seconds["cached", r] for r in LENGTHS)
         print(f"{name + ' / cached':<18}" + "".join(f"{ratio:>10.2f}" for ratio in row))
     first = sum(compile_seconds.values())
-    print(
-        f"first calls (compile and run), all {len(compile_seconds)} cases: {first:.1f} s"
-    )
+    print(f"compile and first call, {len(compile_seconds)} cases: {first:.1f} s")
     lengths = np.array(LENGTHS, float)
     row = [seconds["cached", r] for r in LENGTHS]
     c, b, a = np.polyfit(lengths, row, 2)
