@@ -68,13 +68,13 @@ def read(dataset, split):
 
 def test_usable_clips_are_split_and_the_tiers_agree(dataset):
     keys = {}
-    for split, count in (("test", 2), ("train", 4)):
+    for split, count in (("test", 2), ("validation", 1), ("train", 3)):
         media, features, latents = read(dataset, split)
         keys[split] = [record["key"] for record in media]
         assert keys[split] == [record["key"] for record in features]
         assert keys[split] == [record["key"] for record in latents]
         assert len(keys[split]) == count
-    assert sorted(keys["test"] + keys["train"]) == [f"me/{i}.mp4" for i in range(6)]
+    assert sorted(sum(keys.values(), [])) == [f"me/{i}.mp4" for i in range(6)]
 
 
 def test_records_hold_a_centred_face_and_what_was_said_of_it(dataset):
@@ -114,7 +114,7 @@ def test_skipped_clips_are_named_and_counted(folder, tmp_path, capsys):
     held = ["--holdout-list", str(tmp_path / "held.txt")]
     prepare.main(["clips", "--input", str(folder), *out, *held])
     said = capsys.readouterr().out
-    assert "2 test, 4 train; skipped: 4" in said
+    assert "2 test, 1 validation, 3 train; skipped: 4" in said
     for name, reason in (
         ("faceless.mp4", "face in only 0%"),
         ("silent.mp4", "no audio track"),
@@ -129,14 +129,16 @@ def test_skipped_clips_are_named_and_counted(folder, tmp_path, capsys):
 def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.mp4").write_bytes(b"no video at all" * 99)
+    for name in "ab":
+        (tmp_path / "bad" / f"{name}.mp4").write_bytes(b"no video at all" * 99)
     (tmp_path / "held.txt").write_text("me/77.mp4\n")
     out, good = ["--out", str(tmp_path / "records")], ["--input", str(folder)]
     for arguments, reason in (
         (["--input", str(tmp_path / "none"), *out], "folder of clips"),
         (["--input", str(tmp_path / "empty"), *out], "no file ending in"),
-        (["--input", str(tmp_path / "bad"), *out, "--workers", "1"], "a.mp4"),
-        ([*good, *out, "--holdout", "11"], "fewer clips"),
+        (["--input", str(tmp_path / "bad"), *out, "--workers", "1"], "2 were skipped"),
+        ([*good, *out, "--holdout", "9"], "2 clips or more besides the 9 held out"),
+        ([*good, *out, "--holdout", "-1"], "--holdout of 0 or more"),
         ([*good, *out, "--holdout-list", str(tmp_path / "held.txt")], "me/77.mp4"),
         ([*good, "--out", str(tmp_path / "empty")], "exists"),
     ):

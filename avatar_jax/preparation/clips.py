@@ -1,6 +1,7 @@
 """Turn a folder of real clips into records: one face, cropped, with its sound.
 
-Every file that cannot be used is skipped, named with its reason, and counted.
+Splits are test (held out), validation (a few, by which training shows how it does) and
+train. Every file that cannot be used is skipped, named with its reason, and counted.
 """
 
 import itertools
@@ -24,6 +25,7 @@ ENDINGS = {
     *(".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ts"),
 }
 _SHORTEST, _LONGEST = 1, 60  # seconds
+_VALIDATION_EVERY = 40  # clips that are not held out
 _LEAST_FOUND = 0.5  # share of frames in which the face must be found
 
 
@@ -165,23 +167,36 @@ def _split(config: ClipsConfig, run, report: Report) -> dict[str, Iterator]:
                 yield record
 
     names = find_clips(config.folder)
+    held, rest = _shuffle(config, names)
     if config.holdout_names:
-        test = _match(config.holdout_names, names)
-        return {
-            "test": usable(test),
-            "train": usable([name for name in names if name not in test]),
-        }
-    count = len(names) // 20 if config.holdout is None else config.holdout
-    if not 0 <= count < len(names):
+        test, rest = usable(held), usable(rest)
+    else:
+        # One stream, so that as many as were asked for are usable.
+        rest = usable(held + rest)
+        test = itertools.islice(rest, len(held))
+    count = max(1, (len(names) - len(held)) // _VALIDATION_EVERY)
+    splits = {"validation": itertools.islice(rest, count), "train": rest}
+    return {"test": test, **splits} if held else splits
+
+
+def _shuffle(config: ClipsConfig, names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the held-out clips, then the others as the seed shuffles them."""
+    shuffled = np.random.default_rng(config.seed).permutation(names).tolist()[::-1]
+    if config.holdout_names:
+        held = _match(config.holdout_names, names)
+        rest = [name for name in shuffled if name not in held]
+    else:
+        count = len(names) // 20 if config.holdout is None else config.holdout
+        held, rest = shuffled[: max(count, 0)], shuffled[max(count, 0) :]
+        if count < 0:
+            raise InputError(f"expected --holdout of 0 or more, came {count}")
+    if len(rest) < 2:
         raise InputError(
-            f"expected to hold out fewer clips than the {len(names)} of "
-            f"{config.folder}, but --holdout is {count}"
+            f"expected 2 clips or more besides the {len(held)} held out, one to "
+            f"validate and one to train on, but {config.folder} has {len(names)} in "
+            "all; hold out fewer clips or add some"
         )
-    shuffled = np.random.default_rng(config.seed).permutation(names).tolist()
-    # From the end, so that as many as were asked for are usable.
-    both = usable(shuffled[::-1])
-    test = {"test": itertools.islice(both, count)} if count else {}
-    return {**test, "train": both}
+    return held, rest
 
 
 def _match(wanted: tuple[str, ...], names: list[str]) -> list[str]:
