@@ -52,7 +52,8 @@ def read_portrait(
                 f"expected a face, none was found in {path}; show it from the front, "
                 "or give square pictures with --crop none."
             )
-        box = faces.square_around(boxes[found], scale=faces.CROP_SCALE)
+        # The same crop as that of the records that models learn from.
+        box = faces.square_around(boxes, scale=faces.CROP_SCALE, within=(height, width))
         square = np.stack([faces.crop_square(frame, box, size) for frame in frames])
     return square, choose_still(frames, boxes, found)
 

@@ -1,9 +1,11 @@
 """Portraits out of files; ~3 s on 2 cores."""
 
+import cv2
 import numpy as np
 import pytest
 
-from avatar_jax.media import encode, faces
+from avatar_jax.media import decode, encode, faces
+from avatar_jax.preparation import clips
 from avatar_jax.sampling import pictures
 from avatar_jax.types import InputError
 
@@ -59,6 +61,22 @@ def test_pictures_of_the_models_size_need_no_detector(tmp_path):
     encode.write_video(path, clip)
     square, _ = pictures.read_portrait(path, most=9, crop="face", size=32)
     assert square.shape == (3, 32, 32, 3)
+
+
+def test_a_portrait_is_cropped_as_the_records_are(tmp_path, monkeypatch):
+    """A face so near the edge that a square about it leaves the picture."""
+    draw = np.random.default_rng(2).integers(0, 255, (9, 13, 3)).astype(np.uint8)
+    frame = cv2.resize(draw, (130, 90), interpolation=cv2.INTER_CUBIC)
+    video = np.repeat(frame[None], 26, axis=0)
+    encode.write_video(tmp_path / "wide.mp4", video, np.ones(26 * 640, np.float32) / 9)
+    track = np.tile(BOX - np.array([14, 0, 14, 0], np.float32), (26, 1))
+    monkeypatch.setattr(faces, "track_face", lambda _: (track, np.ones(26, bool)))
+    config = clips.ClipsConfig(folder=tmp_path, size=32)
+    _, record = clips.make_record(config, "wide.mp4")
+    learnt = decode.decode_bytes(record["video"])
+    path = tmp_path / "wide.mp4"
+    shown, _ = pictures.read_portrait(path, most=99, crop="face", size=32)
+    assert np.abs(shown.astype(float) - learnt).mean() < 3
 
 
 @pytest.mark.parametrize(
