@@ -26,6 +26,7 @@ from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import (
     FRAMES_PER_LATENT,
     Conditions,
+    Leaf,
     Reference,
     ReferenceCache,
     VideoMotion,
@@ -37,11 +38,11 @@ from avatar_jax.types import (
 class Prepared:
     """What a request comes to: arrays of one batch of videos of equal length."""
 
-    still: Float[Array, "B 1 H W C"]
-    speech: Float[np.ndarray, "B frames Da"]  # `Plan.padded_frames` rows
-    text: Float[Array, "B L Dt"]
-    null_text: Float[Array, "B L Dt"]
-    negative_text: Float[Array, "B L Dt"] | None = None
+    still: Leaf  # B 1 H W C, scene
+    speech: Leaf  # B frames Da, `Plan.padded_frames` rows; may stay on the host
+    text: Leaf  # B L Dt
+    null_text: Leaf  # B L Dt, the empty prompt
+    negative_text: Leaf = None  # B L Dt, for text guidance; None: the empty prompt
     reference: Reference | None = None
 
 

@@ -1,0 +1,168 @@
+"""Score models, and train the judges that do: `python -m avatar_jax.evaluate`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from avatar_jax import command
+from avatar_jax.evaluation import (
+    demo_cases,
+    demo_scores,
+    judges,
+    report,
+    side_by_side,
+)
+from avatar_jax.sampling import chunk, pretrained
+from avatar_jax.types import InputError
+
+EXAMPLE = """examples:
+  python -m avatar_jax.evaluate demo --out scores --cases 16
+  python -m avatar_jax.evaluate train-judge --role evaluation --seed 2
+  python -m avatar_jax.evaluate score-judge --role evaluation --seed 77"""
+
+SHOWN_CASES = 4  # in side_by_side.mp4
+
+
+def main(argv: list[str]) -> None:
+    """Run a subcommand by command line arguments."""
+    arguments = _parser().parse_args(argv)
+    command.use_compilation_cache()
+    arguments.run(arguments)
+
+
+def score_demo(
+    loaded: pretrained.Pretrained,
+    out: Path,
+    *,
+    num_cases: int,
+    settings: chunk.Settings,
+    seed: int = 0,
+) -> tuple[demo_scores.Scores, list[demo_cases.Case]]:
+    """Render held-out people, generate, and score what the mp4 files show.
+
+    Writes `cases/` and `side_by_side.mp4` into `out`.
+    """
+    if num_cases < 2:
+        raise InputError(f"expected --cases of 2 or more, came {num_cases}.")
+    judge = judges.load(judges.asset("evaluation"))
+    out.mkdir(parents=True, exist_ok=True)
+    cases = demo_cases.make_cases(
+        out / "cases",
+        num_cases,
+        num_frames=demo_scores.case_frames(loaded.card.chunk_latents),
+        size=loaded.card.size,
+    )
+    demo_scores.write_codec_cases(cases, loaded.codec)
+    for name, speech_from in (("generated", 0), ("wrong_speech", 1)):
+        demo_scores.generate_cases(
+            cases,
+            loaded,
+            settings=settings,
+            seed=seed,
+            name=name,
+            speech_from=speech_from,
+        )
+    side_by_side.write_side_by_side(out / "side_by_side.mp4", cases[:SHOWN_CASES])
+    return demo_scores.score_cases(cases, judge), cases
+
+
+def format_summary(metrics: dict) -> str:
+    """Return the figures as aligned lines."""
+    return "\n".join(
+        f"{name:32s} {metrics[name]:8.3f}   {what}; want {hope}"
+        for name, (what, hope) in report.MEANING.items()
+    )
+
+
+def _run_demo(arguments: argparse.Namespace) -> None:
+    started = time.time()
+    out = Path(arguments.out)
+    settings = chunk.Settings(num_steps=arguments.steps, overshoot=arguments.overshoot)
+    loaded = pretrained.load(arguments.weights)
+    scores, _ = score_demo(
+        loaded, out, num_cases=arguments.cases, settings=settings, seed=arguments.seed
+    )
+    metrics = scores.summary() | {"seconds_run": time.time() - started}
+    command.write_json(out / "metrics.json", metrics)
+    report.write_report(
+        out / "report.html",
+        metrics=metrics,
+        scores=scores,
+        videos={"truth, codec ceiling, generated": out / "side_by_side.mp4"},
+        notes=[f"Weights: {arguments.weights}"],
+    )
+    print(format_summary(metrics))
+
+
+def _train_judge(arguments: argparse.Namespace) -> None:
+    config = judges.JudgeConfig(
+        role=arguments.role,
+        seed=arguments.seed,
+        people=arguments.people,
+        num_steps=arguments.steps,
+    )
+    out = Path(arguments.out or judges.asset(arguments.role))
+    if not out.parent.is_dir():
+        raise InputError(f"expected a folder to write into, {out.parent} is none.")
+    started = time.time()
+    judges.save(out, judges.train(config), config)
+    print(f"wrote {out} after {time.time() - started:.0f} s: {config}")
+    _print_table(out, people=arguments.held_out, seed=arguments.seed)
+
+
+def _score_judge(arguments: argparse.Namespace) -> None:
+    path = Path(arguments.judge or judges.asset(arguments.role))
+    _print_table(path, people=arguments.held_out, seed=arguments.seed)
+
+
+def _print_table(path: Path, *, people: int, seed: int) -> None:
+    judge = judges.load(path)
+    print(f"{path.name}, {people} validation people of seed {seed}, one clip each:\n")
+    print(judges.format_table(judges.held_out_table(judge, people=people, seed=seed)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m avatar_jax.evaluate",
+        description="Score models, and train the judges that score them.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = "{demo,train-judge,score-judge}"
+    commands = parser.add_subparsers(required=True, metavar=names)
+    demo = commands.add_parser("demo", help="score weights on held-out people")
+    demo.set_defaults(run=_run_demo)
+    demo.add_argument("--weights", default=str(pretrained.TINY_WEIGHTS))
+    demo.add_argument("--out", default="scores", metavar="DIR")
+    demo.add_argument("--cases", type=int, default=16, help="people, 2 or more")
+    demo.add_argument("--steps", type=int, default=24, help="solver steps")
+    demo.add_argument("--overshoot", type=float, default=0.0, help="0: Euler")
+    demo.add_argument("--seed", type=int, default=0)
+    _add_judges(commands)
+    return parser
+
+
+def _add_judges(commands: argparse._SubParsersAction) -> None:
+    defaults = judges.JudgeConfig()
+    train = commands.add_parser("train-judge", help="train a motion judge")
+    train.set_defaults(run=_train_judge)
+    train.add_argument("--people", type=int, default=defaults.people)
+    train.add_argument("--steps", type=int, default=defaults.num_steps)
+    train.add_argument("--out", metavar="SAFETENSORS", help="default: package data")
+    score = commands.add_parser("score-judge", help="print how well a judge reads")
+    score.set_defaults(run=_score_judge)
+    score.add_argument("--judge", metavar="SAFETENSORS", help="default: the role's")
+    for sub in (train, score):
+        sub.add_argument("--role", choices=("training", "evaluation"), required=True)
+        sub.add_argument("--seed", type=int, required=True, help="of its people")
+        sub.add_argument("--held-out", type=int, default=60, help="validation people")
+
+
+def cli() -> int:
+    """Run the command; 2 for bad input."""
+    return command.run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,101 @@
+"""Held-out people with a speech they never gave before, as files a user would have."""
+
+import dataclasses
+import wave
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from avatar_jax.data.talking_heads import clips, people
+from avatar_jax.data.talking_heads.motion import MOTION_NAMES
+from avatar_jax.evaluation.judge_frames import people_of
+from avatar_jax.media import encode
+from avatar_jax.sampling import request
+from avatar_jax.types import SAMPLE_RATE
+
+SEED = 0  # population; its test people are in no training set
+REFERENCE_FRAMES = 100
+# Sentences from here on are said in no training clip, and by one case each.
+_FIRST_UTTERANCE = 1_000_000
+_SCENE = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One person in one scene: what the system is given, and the truth."""
+
+    folder: Path
+    caption: str
+    still: UInt8[np.ndarray, "Y X 3"]
+    speech: Float[np.ndarray, " samples"]
+    truth: UInt8[np.ndarray, "frames Y X 3"]
+    mouth_open: Float[np.ndarray, " frames"]  # exact, of the truth
+
+    def request(self, *, speech_of: "Case | None" = None) -> request.Request:
+        """Return this person's request, with its own speech or another case's."""
+        return request.Request(
+            reference=self.folder / "reference.mp4",
+            still=self.folder / "still.png",
+            audio=(speech_of or self).folder / "speech.wav",
+            crop="none",
+        )
+
+
+def make_cases(folder: Path, count: int, *, num_frames: int, size: int) -> list[Case]:
+    """Render `count` test people and write each one's files into its own folder."""
+    indices = people_of("test", count)
+    return [
+        make_case(folder / f"case_{n:02d}", index, num_frames=num_frames, size=size)
+        for n, index in enumerate(indices)
+    ]
+
+
+def make_case(folder: Path, index: int, *, num_frames: int, size: int) -> Case:
+    """Render one person: reference.mp4, still.png, speech.wav and truth.mp4."""
+    person = people.sample_person(SEED, index)
+    reference = clips.make_clip(
+        person,
+        scene=_SCENE,
+        utterance=_FIRST_UTTERANCE + 2 * index,
+        num_frames=REFERENCE_FRAMES,
+        size=size,
+    )
+    truth = clips.make_clip(
+        person,
+        scene=_SCENE,
+        utterance=_FIRST_UTTERANCE + 2 * index + 1,
+        num_frames=num_frames,
+        size=size,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    case = Case(
+        folder=folder,
+        caption=truth.caption,
+        still=reference.frames[neutral_frame(reference.motion)],
+        speech=truth.audio,
+        truth=truth.frames,
+        mouth_open=truth.motion[:, MOTION_NAMES.index("mouth_open")],
+    )
+    encode.write_video(folder / "reference.mp4", reference.frames, reference.audio)
+    encode.write_video(folder / "truth.mp4", truth.frames, truth.audio)
+    cv2.imwrite(str(folder / "still.png"), case.still[..., ::-1])
+    write_speech(folder / "speech.wav", truth.audio)
+    return case
+
+
+def neutral_frame(motion: Float[np.ndarray, "frames codes"]) -> int:
+    """Return the frame with the mouth most closed, eyes open, head towards us."""
+    weight = {"mouth_open": 3.0, "blink_left": 2.0, "blink_right": 2.0}
+    weights = np.array([weight.get(name, 1.0) for name in MOTION_NAMES])
+    return int(np.argmin(np.abs(motion) @ weights))
+
+
+def write_speech(path: Path, speech: Float[np.ndarray, " samples"]) -> None:
+    """Write 16 kHz mono speech in [-1, 1] as a 16-bit wav file."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(np.round(np.clip(speech, -1, 1) * 32767).astype("<i2"))

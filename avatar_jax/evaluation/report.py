@@ -1,0 +1,125 @@
+"""One self-contained HTML page: numbers, videos, a table and the mouth curves."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from avatar_jax.evaluation.demo_scores import Scores
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+       padding: 0 1rem; color: #222; background: #fff }
+h1, h2 { font-weight: 600 } video { max-width: 100%; border-radius: 6px }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 14px }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left } figure { margin: .6rem 0 }
+figcaption { font-size: 13px; color: #555 } .truth { stroke: #999 }
+.seen { stroke: #0a62c4 } polyline { fill: none; stroke-width: 1.6 }
+"""
+# Metric -> (what it is, what to hope for).
+MEANING = {
+    "sync_correlation": ("mouth opening seen against the truth", "0.75 or more"),
+    "sync_correlation_shuffled": ("against the other cases' truths", "within 0.15"),
+    "sync_correlation_wrong_speech": (
+        "another case's speech given, this one's truth",
+        "within 0.15",
+    ),
+    "sync_correlation_codec_ceiling": ("the truth through the codec", "the ceiling"),
+    "psnr_codec": ("the codec's own round trip, dB", "the ceiling"),
+    "sharpness_ratio": ("gradients, generated to codec", "0.7 to 1.4"),
+    "motion_ratio": ("change per frame, generated to codec", "0.7 to 1.4"),
+}
+
+
+def write_report(
+    path: Path,
+    *,
+    metrics: Mapping,
+    scores: Scores,
+    videos: Mapping[str, Path],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page, complete or not at all.
+
+    Args:
+      videos: title -> mp4, embedded in the page.
+      notes: lines under the title.
+    """
+    body = [
+        "<h1>Talking people, scored</h1>",
+        *(f"<p>{html.escape(note)}</p>" for note in notes),
+        *(_video(title, file) for title, file in videos.items()),
+        "<h2>Figures</h2>",
+        _summary(metrics),
+        "<h2>Mouth opening over time</h2>",
+        "<p>Grey: the truth for the given speech. Blue: what the judge reads from the "
+        "generated mp4.</p>",
+        *(_curves(n, scores) for n in range(len(scores.truth))),
+        "<h2>Each case</h2>",
+        _table(scores),
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>Talking people, scored</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page)
+    temporary.replace(path)
+
+
+def _video(title: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f"<figure><video controls loop src='data:video/mp4;base64,{data}'></video>"
+        f"<figcaption>{html.escape(title)}</figcaption></figure>"
+    )
+
+
+def _summary(metrics: Mapping) -> str:
+    rows = []
+    for name, (what, hope) in MEANING.items():
+        low, high = metrics[f"{name}_ci95"]
+        rows.append(
+            f"<tr><td>{name}</td><td>{metrics[name]:.3f}</td>"
+            f"<td>{low:.3f} to {high:.3f}</td><td>{what}</td><td>{hope}</td></tr>"
+        )
+    head = "<tr><th>metric</th><th>mean</th><th>95%</th><th>what</th><th>want</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _table(scores: Scores) -> str:
+    names = list(scores.per_case)
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in names)
+    rows = "".join(
+        f"<tr><td>{n:02d}</td>"
+        + "".join(f"<td>{scores.per_case[name][n]:.2f}</td>" for name in names)
+        + "</tr>"
+        for n in range(len(scores.truth))
+    )
+    return f"<table><tr><th>case</th>{head}</tr>{rows}</table>"
+
+
+def _curves(number: int, scores: Scores) -> str:
+    """Draw the two openings of one case as inline SVG."""
+    r = scores.per_case["sync_correlation"][number]
+    truth, seen = scores.truth[number], scores.seen[number]
+    top = max(1.0, float(truth.max()), float(seen.max()))
+    lines = "".join(
+        f'<polyline class="{kind}" points="{_points(values, top)}"/>'
+        for kind, values in (("truth", truth), ("seen", seen))
+    )
+    return (
+        f"<figure><svg viewBox='0 0 640 70' width='100%'>{lines}</svg>"
+        f"<figcaption>case {number:02d}, r = {r:.2f}</figcaption></figure>"
+    )
+
+
+def _points(values: Float[np.ndarray, " frames"], top: float) -> str:
+    x = np.linspace(2, 638, len(values))
+    y = 66 - 62 * np.clip(values, 0, None) / top
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))

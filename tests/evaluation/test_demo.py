@@ -1,0 +1,137 @@
+"""From a random network to cases, figures and a report; ~30 s on 2 cores."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from avatar_jax import checkpoint, command, evaluate
+from avatar_jax.evaluation import demo_cases, demo_scores, judge_frames, judges
+from avatar_jax.media import decode
+from avatar_jax.models.dit import AvatarDiT
+from avatar_jax.models.dit_config import DiTConfig
+from avatar_jax.models.speech import LogMel
+from avatar_jax.sampling import pretrained
+
+CASES = 2
+KEYS = {
+    "cases",
+    "sync_correlation",
+    "sync_correlation_shuffled",
+    "sync_correlation_wrong_speech",
+    "sync_correlation_codec_ceiling",
+    "psnr_codec",
+    "sharpness_ratio",
+    "motion_ratio",
+    "seconds_run",
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    config = DiTConfig(
+        width=8,
+        mlp_width=12,
+        heads=1,
+        layers=1,
+        channels=64,
+        text_width=4,
+        audio_width=LogMel().width,
+    )
+    card = pretrained.Card(config=config, size=64, chunk_latents=13, text_length=3)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: draw.normal(scale=0.1, size=s.shape).astype(np.float16),
+        pretrained.expected_shapes(AvatarDiT(config), card),
+    )
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    checkpoint.save_weights(path, params, card.to_metadata())
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(weights, tmp_path_factory):
+    """The folder that `evaluate demo` leaves."""
+    out = tmp_path_factory.mktemp("scored")
+    argv = ["demo", "--weights", str(weights), "--out", str(out), "--steps", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "use_compilation_cache", lambda: None)
+        assert command.run(evaluate.main, [*argv, "--cases", str(CASES)]) == 0
+    return out
+
+
+def test_every_figure_is_there_with_its_interval(scored):
+    metrics = json.loads((scored / "metrics.json").read_text())
+    assert metrics.keys() >= KEYS
+    assert metrics["cases"] == CASES
+    low, high = metrics["sync_correlation_ci95"]
+    assert low <= metrics["sync_correlation"] <= high
+    assert metrics["psnr_codec"] > 25
+
+
+def test_the_codec_ceiling_is_high_and_noise_is_not_in_sync(scored):
+    metrics = json.loads((scored / "metrics.json").read_text())
+    assert metrics["sync_correlation_codec_ceiling"] > 0.85
+    assert abs(metrics["sync_correlation"]) < 0.5
+
+
+def test_each_case_leaves_what_a_user_would_have(scored):
+    for number in range(CASES):
+        folder = scored / "cases" / f"case_{number:02d}"
+        names = {path.name for path in folder.iterdir()}
+        assert names == {
+            *("reference.mp4", "still.png", "speech.wav", "truth.mp4"),
+            *("codec.mp4", "generated.mp4", "wrong_speech.mp4"),
+        }
+        truth = decode.read_video(folder / "truth.mp4")
+        made = decode.read_video(folder / "generated.mp4")
+        assert made.frames.shape == truth.frames.shape
+
+
+def test_the_report_stands_alone(scored):
+    page = (scored / "report.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 1
+    assert page.count("<svg") == CASES
+    assert not re.search(r'(src|href)="?http', page)
+
+
+def test_a_truth_shown_as_generated_scores_as_the_ceiling(scored, tmp_path):
+    cases = demo_cases.make_cases(tmp_path, 3, num_frames=93, size=64)
+    codec = pretrained.codec.DCTCodec()
+    demo_scores.write_codec_cases(cases, codec)
+    for number, case in enumerate(cases):
+        shown = (case.folder / "codec.mp4").read_bytes()
+        (case.folder / "generated.mp4").write_bytes(shown)
+        other = cases[(number + 1) % 3].folder / "codec.mp4"
+        (case.folder / "wrong_speech.mp4").write_bytes(other.read_bytes())
+    judge = judges.load(judges.asset("evaluation"))
+    scores = demo_scores.score_cases(cases, judge)
+    numbers = scores.summary()
+    ceiling = numbers["sync_correlation_codec_ceiling"]
+    assert numbers["sync_correlation"] == ceiling > 0.85
+    assert abs(numbers["sync_correlation_wrong_speech"]) < 0.4
+    assert numbers["sharpness_ratio"] == numbers["motion_ratio"] == 1
+    assert scores.lag == 0
+
+
+def test_cases_are_test_people_with_neutral_stills(tmp_path):
+    case = demo_cases.make_case(tmp_path / "c", 9, num_frames=25, size=64)
+    assert judge_frames.people.split_of(9) == "test"
+    assert case.still.shape == (64, 64, 3)
+    assert case.request().audio == tmp_path / "c" / "speech.wav"
+
+
+def test_too_few_cases_are_refused(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+    argv = ["demo", "--weights", str(weights), "--out", str(tmp_path / "o")]
+    assert command.run(evaluate.main, [*argv, "--cases", "1"]) == 2
+    assert "--cases of 2 or more" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    assert "python -m avatar_jax.evaluate train-judge" in capsys.readouterr().out
