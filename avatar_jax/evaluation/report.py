@@ -57,7 +57,8 @@ def write_report(
         _summary(metrics),
         "<h2>Mouth opening over time</h2>",
         "<p>Grey: the truth for the given speech. Blue: what the judge reads from the "
-        "generated mp4.</p>",
+        "generated mp4. Correlations leave out the first half second, which is silent "
+        "in every case.</p>",
         *(_curves(n, scores) for n in range(len(scores.truth))),
         "<h2>Each case</h2>",
         _table(scores),

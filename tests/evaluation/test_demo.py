@@ -9,6 +9,7 @@ import pytest
 
 from avatar_jax import checkpoint, command, evaluate
 from avatar_jax.evaluation import demo_cases, demo_scores, judge_frames, judges
+from avatar_jax.evaluation.metrics import sync
 from avatar_jax.media import decode
 from avatar_jax.models.dit import AvatarDiT
 from avatar_jax.models.dit_config import DiTConfig
@@ -135,3 +136,9 @@ def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["--help"])
     assert "python -m avatar_jax.evaluate train-judge" in capsys.readouterr().out
+
+
+def test_unrelated_truths_do_not_correlate_after_the_lead_in(tmp_path):
+    cases = demo_cases.make_cases(tmp_path, 12, num_frames=93, size=64)
+    truth = np.stack([case.mouth_open for case in cases])[:, demo_scores.LEAD_IN :]
+    assert abs(sync.shuffled_correlations(truth, truth).mean()) < 0.06
