@@ -7,6 +7,8 @@ from pathlib import Path
 
 from avatar_jax import command
 from avatar_jax.evaluation import (
+    clip_cases,
+    clip_scores,
     demo_cases,
     demo_scores,
     judges,
@@ -18,6 +20,7 @@ from avatar_jax.types import InputError
 
 EXAMPLE = """examples:
   python -m avatar_jax.evaluate demo --out scores --cases 16
+  python -m avatar_jax.evaluate clips --records data/me --weights me.safetensors
   python -m avatar_jax.evaluate train-judge --role evaluation --seed 2
   python -m avatar_jax.evaluate score-judge --role evaluation --seed 77"""
 
@@ -95,6 +98,27 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     print(format_summary(metrics))
 
 
+def _run_clips(arguments: argparse.Namespace) -> None:
+    out, started = Path(arguments.out), time.time()
+    settings = chunk.Settings(num_steps=arguments.steps, overshoot=arguments.overshoot)
+    loaded = pretrained.load(arguments.weights)
+    cases = clip_cases.read_cases(
+        Path(arguments.records),
+        out / "cases",
+        size=loaded.card.size,
+        limit=arguments.cases,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    clip_cases.write_codec_cases(cases, loaded.codec)
+    clip_cases.generate_cases(cases, loaded, settings=settings, seed=arguments.seed)
+    metrics = clip_scores.score_cases(cases)
+    clip_scores.write_contact_sheet(out / "frames.png", cases)
+    clip_scores.write_mouths(out / "mouths.png", cases)
+    metrics |= {"weights": arguments.weights, "seconds_run": time.time() - started}
+    command.write_json(out / "metrics.json", metrics)
+    print(clip_scores.format_scores(metrics))
+
+
 def _train_judge(arguments: argparse.Namespace) -> None:
     config = judges.JudgeConfig(
         role=arguments.role,
@@ -129,16 +153,22 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = "{demo,train-judge,score-judge}"
+    names = "{demo,clips,train-judge,score-judge}"
     commands = parser.add_subparsers(required=True, metavar=names)
     demo = commands.add_parser("demo", help="score weights on held-out people")
     demo.set_defaults(run=_run_demo)
     demo.add_argument("--weights", default=str(pretrained.TINY_WEIGHTS))
-    demo.add_argument("--out", default="scores", metavar="DIR")
     demo.add_argument("--cases", type=int, default=16, help="people, 2 or more")
-    demo.add_argument("--steps", type=int, default=24, help="solver steps")
-    demo.add_argument("--overshoot", type=float, default=0.0, help="0: Euler")
-    demo.add_argument("--seed", type=int, default=0)
+    clips = commands.add_parser("clips", help="score weights on held-out real clips")
+    clips.set_defaults(run=_run_clips)
+    clips.add_argument("--records", required=True, metavar="FOLDER", help="of prepare")
+    clips.add_argument("--weights", required=True)
+    clips.add_argument("--cases", type=int, help="clips, 2 or more; else all held out")
+    for sub in (demo, clips):
+        sub.add_argument("--out", default="scores", metavar="DIR")
+        sub.add_argument("--steps", type=int, default=24, help="solver steps")
+        sub.add_argument("--overshoot", type=float, default=0.0, help="0: Euler")
+        sub.add_argument("--seed", type=int, default=0)
     _add_judges(commands)
     return parser
 
