@@ -8,6 +8,7 @@ from pathlib import Path
 from avatar_jax import checkpoint, command, evaluate, prepare, sample, train
 from avatar_jax.evaluation import demo_cases, report
 from avatar_jax.evaluation.judge_frames import people_of
+from avatar_jax.flow import guidance
 from avatar_jax.sampling import chunk, pretrained
 from avatar_jax.types import FRAMES_PER_SECOND, InputError
 
@@ -43,7 +44,10 @@ def main(argv: list[str]) -> None:
         loaded,
         out,
         num_cases=arguments.cases,
-        settings=chunk.Settings(num_steps=arguments.steps),
+        settings=chunk.Settings(
+            num_steps=arguments.steps,
+            scales=guidance.Scales(audio=loaded.card.audio_guidance),
+        ),
     )
     metrics = scores.summary() | {
         "seconds_install": arguments.seconds_install,

@@ -15,6 +15,7 @@ from avatar_jax.evaluation import (
     report,
     side_by_side,
 )
+from avatar_jax.flow import guidance
 from avatar_jax.sampling import chunk, pretrained
 from avatar_jax.types import InputError
 
@@ -41,6 +42,7 @@ def score_demo(
     num_cases: int,
     settings: chunk.Settings,
     seed: int = 0,
+    split: str = "test",
 ) -> tuple[demo_scores.Scores, list[demo_cases.Case]]:
     """Render held-out people, generate, and score what the mp4 files show.
 
@@ -53,6 +55,7 @@ def score_demo(
     cases = demo_cases.make_cases(
         out / "cases",
         num_cases,
+        split=split,
         num_frames=demo_scores.case_frames(loaded.card.chunk_latents),
         size=loaded.card.size,
     )
@@ -70,6 +73,21 @@ def score_demo(
     return demo_scores.score_cases(cases, judge), cases
 
 
+def make_settings(
+    arguments: argparse.Namespace, card: pretrained.Card
+) -> chunk.Settings:
+    """Return the sampler's settings; guidance is the weights' own unless told."""
+    audio = arguments.audio_guidance
+    audio = card.audio_guidance if audio is None else audio
+    if audio < 1:
+        raise InputError(f"expected --audio-guidance of 1 or more, came {audio}.")
+    return chunk.Settings(
+        num_steps=arguments.steps,
+        overshoot=arguments.overshoot,
+        scales=guidance.Scales(audio=audio),
+    )
+
+
 def format_summary(metrics: dict) -> str:
     """Return the figures as aligned lines."""
     return "\n".join(
@@ -81,10 +99,14 @@ def format_summary(metrics: dict) -> str:
 def _run_demo(arguments: argparse.Namespace) -> None:
     started = time.time()
     out = Path(arguments.out)
-    settings = chunk.Settings(num_steps=arguments.steps, overshoot=arguments.overshoot)
     loaded = pretrained.load(arguments.weights)
     scores, _ = score_demo(
-        loaded, out, num_cases=arguments.cases, settings=settings, seed=arguments.seed
+        loaded,
+        out,
+        num_cases=arguments.cases,
+        settings=make_settings(arguments, loaded.card),
+        seed=arguments.seed,
+        split=arguments.split,
     )
     metrics = scores.summary() | {"seconds_run": time.time() - started}
     command.write_json(out / "metrics.json", metrics)
@@ -100,8 +122,8 @@ def _run_demo(arguments: argparse.Namespace) -> None:
 
 def _run_clips(arguments: argparse.Namespace) -> None:
     out, started = Path(arguments.out), time.time()
-    settings = chunk.Settings(num_steps=arguments.steps, overshoot=arguments.overshoot)
     loaded = pretrained.load(arguments.weights)
+    settings = make_settings(arguments, loaded.card)
     cases = clip_cases.read_cases(
         Path(arguments.records),
         out / "cases",
@@ -159,6 +181,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_run_demo)
     demo.add_argument("--weights", default=str(pretrained.TINY_WEIGHTS))
     demo.add_argument("--cases", type=int, default=16, help="people, 2 or more")
+    demo.add_argument(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="people; choose settings on validation, report on test",
+    )
     clips = commands.add_parser("clips", help="score weights on held-out real clips")
     clips.set_defaults(run=_run_clips)
     clips.add_argument("--records", required=True, metavar="FOLDER", help="of prepare")
@@ -168,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", default="scores", metavar="DIR")
         sub.add_argument("--steps", type=int, default=24, help="solver steps")
         sub.add_argument("--overshoot", type=float, default=0.0, help="0: Euler")
+        sub.add_argument("--audio-guidance", type=float, help="default: the weights'")
         sub.add_argument("--seed", type=int, default=0)
     _add_judges(commands)
     return parser

@@ -30,9 +30,10 @@ def main(argv: list[str]) -> None:
     consent = read_consent(arguments.consent, arguments.i_have_consent)
     out = Path(arguments.out)
     _check(arguments, out)
-    settings, asked = _settings(arguments), _request(arguments)
+    asked = _request(arguments)
     command.use_compilation_cache()
     loaded = pretrained.load(arguments.weights)
+    settings = _settings(arguments, loaded.card)
     prepared, plan, wave = request.prepare(asked, loaded)
     ready = time.time()
     announce_compile(loaded, settings)
@@ -91,13 +92,15 @@ def announce_compile(loaded: pretrained.Pretrained, settings: chunk.Settings) ->
     )
 
 
-def _settings(arguments: argparse.Namespace) -> chunk.Settings:
+def _settings(arguments: argparse.Namespace, card: pretrained.Card) -> chunk.Settings:
+    audio = arguments.audio_guidance
     return chunk.Settings(
         num_steps=arguments.steps,
         shift=arguments.shift,
         overshoot=arguments.overshoot,
         scales=guidance.Scales(
-            audio=arguments.audio_guidance, text=arguments.text_guidance
+            audio=card.audio_guidance if audio is None else audio,
+            text=arguments.text_guidance,
         ),
     )
 
@@ -126,7 +129,7 @@ def _check(arguments: argparse.Namespace, out: Path) -> None:
     }
     for name, value in least.items():
         came = getattr(arguments, name)
-        if not came >= value:
+        if came is not None and not came >= value:
             flag = name.replace("_", "-")
             raise InputError(f"expected --{flag} of {value} or more, came {came}.")
     for name in ("shift", "seconds"):
@@ -178,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=24, help="solver steps")
     add("--shift", type=float, default=1.0, help="of times; 5 for large pictures")
     add("--overshoot", type=float, default=0.0, help="0: Euler; 1: the paper's")
-    add("--audio-guidance", type=float, default=1.0, help="1: off")
+    add("--audio-guidance", type=float, help="1: off; default: the weights' own")
     add("--text-guidance", type=float, default=1.0, help="1: off")
     add("--seed", type=int, default=42)
     return parser

@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         "objective": dataclasses.asdict(objective),
         "optimizer": dataclasses.asdict(rates),
         "preview": {"num_batches": 4, "num_clips": 4, "num_steps": 16},
+        "audio_guidance": 2.5,  # of `sample`, chosen on validation people
     }
     return ml_collections.ConfigDict(values, type_safe=True).lock()
 
@@ -63,6 +64,7 @@ def get_run(config: ml_collections.ConfigDict) -> config_module.Run:
     )
     rates = build(optimizer.OptimizerConfig, values.pop("optimizer"))
     preview = values.pop("preview")
+    audio_guidance = values.pop("audio_guidance")
     train = build(config_module.TrainConfig, values)
     whole = dataclasses.replace(
         data, split="validation", text_dropout=0.0, audio_dropout=0.0, still_dropout=0.0
@@ -76,6 +78,7 @@ def get_run(config: ml_collections.ConfigDict) -> config_module.Run:
             chunk_latents=max(latents for latents, *_ in data.buckets),
             codec=video.name,
             text_length=batch.conditions.text.shape[1],
+            audio_guidance=audio_guidance,
         )
         return card.to_metadata()
 

@@ -43,9 +43,11 @@ class Case:
         )
 
 
-def make_cases(folder: Path, count: int, *, num_frames: int, size: int) -> list[Case]:
-    """Render `count` test people and write each one's files into its own folder."""
-    indices = people_of("test", count)
+def make_cases(
+    folder: Path, count: int, *, num_frames: int, size: int, split: str = "test"
+) -> list[Case]:
+    """Render `count` people of a split; write each one's files into its own folder."""
+    indices = people_of(split, count)
     return [
         make_case(folder / f"case_{n:02d}", index, num_frames=num_frames, size=size)
         for n, index in enumerate(indices)

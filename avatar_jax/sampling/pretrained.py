@@ -34,6 +34,7 @@ class Card:
     text: str = "bytes"
     text_length: int = 64
     reference_latents: int = 0  # of the person's video; 0: the still alone
+    audio_guidance: float = 1.0  # what these weights are best sampled with; 1 is off
 
     def to_metadata(self) -> dict:
         """Return plain values for `checkpoint.save_weights`."""

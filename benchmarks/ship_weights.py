@@ -1,0 +1,36 @@
+"""Turn a run's weights into package data: half precision, with its guidance.
+
+  python -m benchmarks.ship_weights runs/stage2 --audio-guidance 2.5
+
+Guidance is what `evaluate demo --split validation` was best with.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from avatar_jax import checkpoint
+from avatar_jax.sampling import pretrained
+
+LIMIT = 16 * 2**20  # bytes
+
+
+def main() -> None:
+    """Write avatar_jax/assets/tiny.safetensors and say how large it is."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--audio-guidance", type=float, required=True)
+    args = parser.parse_args()
+    params, metadata = checkpoint.load_weights(args.workdir / checkpoint.WEIGHTS_NAME)
+    out = pretrained.TINY_WEIGHTS
+    metadata["audio_guidance"] = args.audio_guidance
+    checkpoint.save_weights(out, params, metadata, dtype=np.float16)
+    size = out.stat().st_size
+    print(f"wrote {out.name}: {size / 2**20:.2f} MiB of at most {LIMIT / 2**20:.0f}")
+    if size > LIMIT:
+        raise SystemExit("too large to ship")
+
+
+if __name__ == "__main__":
+    main()
