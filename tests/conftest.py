@@ -1,5 +1,6 @@
 """Give every test eight CPU devices and strict shapes, and find the sample media."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -9,7 +10,11 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
+SHARED = Path(
+    os.environ.get("AVATAR_JAX_SHARED")
+    or Path(__file__).resolve().parents[2] / "shared"
+)
+SAMPLES = SHARED / "samples"
 
 
 @pytest.fixture
