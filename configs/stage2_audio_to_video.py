@@ -35,10 +35,14 @@ def get_config() -> ml_collections.ConfigDict:
         buckets=((7, 16, 0.7), (13, 8, 0.3)),
     )
     objective = flow_matching.FlowMatchingConfig(
-        loss_space=model.prediction, floor=model.time_floor, mouth_weight=3.0
+        # Choice: times towards noise and a heavy mouth, since lips are decided early.
+        shift=2.5,
+        loss_space=model.prediction,
+        floor=model.time_floor,
+        mouth_weight=8.0,
     )
     rates = optimizer.OptimizerConfig(
-        learning_rate=2e-3, warmup_steps=200, decay_fraction=0.4, final_fraction=0.02
+        learning_rate=3e-3, warmup_steps=200, decay_fraction=0.4, final_fraction=0.02
     )
     values = dataclasses.asdict(train) | {
         "model": dataclasses.asdict(model),
