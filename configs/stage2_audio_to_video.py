@@ -70,10 +70,6 @@ def get_run(config: ml_collections.ConfigDict) -> config_module.Run:
     preview = values.pop("preview")
     audio_guidance = values.pop("audio_guidance")
     train = build(config_module.TrainConfig, values)
-    whole = dataclasses.replace(
-        data, split="validation", text_dropout=0.0, audio_dropout=0.0, still_dropout=0.0
-    )
-    clips = pipeline.make_dataset(whole, process_index=0, process_count=1)
 
     def describe(batch: Clip) -> dict[str, Any]:
         card = pretrained.Card(
@@ -94,10 +90,5 @@ def get_run(config: ml_collections.ConfigDict) -> config_module.Run:
             data, process_index=index, process_count=count
         ),
         describe=describe,
-        evaluators=(
-            held_out.HeldOutLoss(objective, clips, preview["num_batches"]),
-            held_out.Preview(
-                model, video, clips, preview["num_clips"], preview["num_steps"]
-            ),
-        ),
+        evaluators=held_out.make_evaluators(objective, video, data, **preview),
     )

@@ -15,13 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from avatar_jax.data import pipeline
 from avatar_jax.flow import times
 from avatar_jax.models.codec import LatentCodec
-from avatar_jax.objectives import base
+from avatar_jax.objectives import base, flow_matching
 from avatar_jax.sampling import chunk
 from avatar_jax.types import Clip, VideoMotion
 
 Videos = dict[str, UInt8[np.ndarray, "frames Y X 3"]]
+
+
+def make_evaluators(
+    objective: flow_matching.FlowMatching,
+    codec: LatentCodec,
+    data: pipeline.PipelineConfig,
+    *,
+    num_batches: int,
+    num_clips: int,
+    num_steps: int,
+) -> tuple["HeldOutLoss", "Preview"]:
+    """Return both evaluators on validation clips of `data`, no condition dropped."""
+    whole = dataclasses.replace(
+        data, split="validation", text_dropout=0.0, audio_dropout=0.0, still_dropout=0.0
+    )
+    clips = pipeline.make_dataset(whole, process_index=0, process_count=1)
+    preview = Preview(objective.model, codec, clips, num_clips, num_steps)
+    return HeldOutLoss(objective, clips, num_batches), preview
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
