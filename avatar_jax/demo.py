@@ -8,8 +8,7 @@ from pathlib import Path
 from avatar_jax import checkpoint, command, evaluate, prepare, sample, train
 from avatar_jax.evaluation import demo_cases, report
 from avatar_jax.evaluation.judge_frames import people_of
-from avatar_jax.flow import guidance
-from avatar_jax.sampling import chunk, pretrained
+from avatar_jax.sampling import pretrained
 from avatar_jax.types import FRAMES_PER_SECOND, InputError
 
 EXAMPLE = """example:
@@ -44,10 +43,7 @@ def main(argv: list[str]) -> None:
         loaded,
         out,
         num_cases=arguments.cases,
-        settings=chunk.Settings(
-            num_steps=arguments.steps,
-            scales=guidance.Scales(audio=loaded.card.audio_guidance),
-        ),
+        settings=pretrained.choose_settings(loaded.card, num_steps=arguments.steps),
     )
     metrics = scores.summary() | {
         "seconds_install": arguments.seconds_install,
@@ -102,7 +98,9 @@ def _write_avatar(
     arguments: argparse.Namespace, out: Path, weights: Path, size: int
 ) -> None:
     """Write avatar.mp4 of the user's person, or of a held-out procedural one."""
-    settings = ["--weights", str(weights), "--steps", str(arguments.steps)]
+    settings = ["--weights", str(weights)]
+    if arguments.steps is not None:
+        settings += ["--steps", str(arguments.steps)]
     if arguments.reference:
         print("--reference given: taken as statement that the person in it agreed")
         files = ["--reference", arguments.reference, "--audio", arguments.audio]
@@ -136,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--train", action="store_true", help="train the weights first")
     add("--weights", default=str(pretrained.TINY_WEIGHTS), metavar="SAFETENSORS")
     add("--cases", type=int, default=16, help="held-out people, 2 or more")
-    add("--steps", type=int, default=24, help="solver steps")
+    add("--steps", type=int, help="solver steps; default: the weights' own")
     add("--seconds-install", type=float, default=0.0, help="measured by demo.sh")
     return parser
 

@@ -15,7 +15,6 @@ from avatar_jax.evaluation import (
     report,
     side_by_side,
 )
-from avatar_jax.flow import guidance
 from avatar_jax.sampling import chunk, pretrained
 from avatar_jax.types import InputError
 
@@ -76,15 +75,18 @@ def score_demo(
 def make_settings(
     arguments: argparse.Namespace, card: pretrained.Card
 ) -> chunk.Settings:
-    """Return the sampler's settings; guidance is the weights' own unless told."""
-    audio = arguments.audio_guidance
-    audio = card.audio_guidance if audio is None else audio
-    if audio < 1:
-        raise InputError(f"expected --audio-guidance of 1 or more, came {audio}.")
-    return chunk.Settings(
+    """Return the sampler's settings; what is not told is the weights' own choice."""
+    least = {"steps": 1, "overshoot": 0, "audio_guidance": 1}
+    for name, value in least.items():
+        came = getattr(arguments, name)
+        if came is not None and not came >= value:
+            flag = name.replace("_", "-")
+            raise InputError(f"expected --{flag} of {value} or more, came {came}.")
+    return pretrained.choose_settings(
+        card,
         num_steps=arguments.steps,
         overshoot=arguments.overshoot,
-        scales=guidance.Scales(audio=audio),
+        audio_guidance=arguments.audio_guidance,
     )
 
 
@@ -194,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument("--cases", type=int, help="clips, 2 or more; else all held out")
     for sub in (demo, clips):
         sub.add_argument("--out", default="scores", metavar="DIR")
-        sub.add_argument("--steps", type=int, default=24, help="solver steps")
-        sub.add_argument("--overshoot", type=float, default=0.0, help="0: Euler")
+        sub.add_argument("--steps", type=int, help="default: the weights'")
+        sub.add_argument("--overshoot", type=float, help="default: the weights'")
         sub.add_argument("--audio-guidance", type=float, help="default: the weights'")
         sub.add_argument("--seed", type=int, default=0)
     _add_judges(commands)

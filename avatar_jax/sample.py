@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 
 from avatar_jax import command
-from avatar_jax.flow import guidance
 from avatar_jax.sampling import chunk, delivery, pretrained, request, video
 from avatar_jax.types import FRAMES_PER_SECOND, InputError
 
@@ -93,15 +92,13 @@ def announce_compile(loaded: pretrained.Pretrained, settings: chunk.Settings) ->
 
 
 def _settings(arguments: argparse.Namespace, card: pretrained.Card) -> chunk.Settings:
-    audio = arguments.audio_guidance
-    return chunk.Settings(
+    return pretrained.choose_settings(
+        card,
         num_steps=arguments.steps,
-        shift=arguments.shift,
         overshoot=arguments.overshoot,
-        scales=guidance.Scales(
-            audio=card.audio_guidance if audio is None else audio,
-            text=arguments.text_guidance,
-        ),
+        audio_guidance=arguments.audio_guidance,
+        text_guidance=arguments.text_guidance,
+        shift=arguments.shift,
     )
 
 
@@ -178,10 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, metavar="N", help="only the first N seconds")
     add("--fps", type=int, default=FRAMES_PER_SECOND, help="of the file")
     add("--size", type=int, default=0, help="pixels of the file; 0: the model's")
-    add("--steps", type=int, default=24, help="solver steps")
+    own = "; default: the weights' own"
+    add("--steps", type=int, help=f"solver steps{own}")
     add("--shift", type=float, default=1.0, help="of times; 5 for large pictures")
-    add("--overshoot", type=float, default=0.0, help="0: Euler; 1: the paper's")
-    add("--audio-guidance", type=float, help="1: off; default: the weights' own")
+    add("--overshoot", type=float, help=f"0: Euler; 1: the paper's{own}")
+    add("--audio-guidance", type=float, help=f"1: off{own}")
     add("--text-guidance", type=float, default=1.0, help="1: off")
     add("--seed", type=int, default=42)
     return parser

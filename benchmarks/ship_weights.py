@@ -1,8 +1,9 @@
-"""Turn a run's weights into package data: half precision, with its guidance.
+"""Turn a run's weights into package data: half precision, with sampler settings.
 
-  python -m benchmarks.ship_weights runs/stage2 --audio-guidance 2.5
+  python -m benchmarks.ship_weights runs/stage2 --steps 12 --overshoot 0.5 \\
+      --audio-guidance 1.75
 
-Guidance is what `evaluate demo --split validation` was best with.
+The settings are those that `evaluate demo --split validation` was best with.
 """
 
 import argparse
@@ -20,10 +21,14 @@ def main() -> None:
     """Write avatar_jax/assets/tiny.safetensors and say how large it is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("workdir", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--overshoot", type=float, required=True)
     parser.add_argument("--audio-guidance", type=float, required=True)
     args = parser.parse_args()
     params, metadata = checkpoint.load_weights(args.workdir / checkpoint.WEIGHTS_NAME)
     out = pretrained.TINY_WEIGHTS
+    metadata["num_steps"] = args.steps
+    metadata["overshoot"] = args.overshoot
     metadata["audio_guidance"] = args.audio_guidance
     checkpoint.save_weights(out, params, metadata, dtype=np.float16)
     size = out.stat().st_size
