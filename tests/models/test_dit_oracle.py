@@ -99,78 +99,82 @@ def _optional(tensors, name):
     return jnp.asarray(tensors[name]) if name in tensors else None
 
 
+def _dense(weights, name):
+    return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
+
+
+def _norm(weights, name):
+    return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
+
+
+def _mlp(weights, name):
+    return {
+        "inner": _dense(weights, f"{name}.0"),
+        "outer": _dense(weights, f"{name}.2"),
+    }
+
+
+def _attention(weights, name):
+    norms = {f"norm_{n}": {"scale": weights[f"{name}.norm_{n}.weight"]} for n in "qk"}
+    return {n: _dense(weights, f"{name}.{n}") for n in "qkvo"} | norms
+
+
+def _adapter(weights, name):
+    return {
+        "norm": _norm(weights, f"{name}.0"),
+        "down": _dense(weights, f"{name}.1"),
+        "up": _dense(weights, f"{name}.3"),
+    }
+
+
+def _block(weights, b):
+    heard = f"{b}.audio_attn"
+    adapters = {
+        f"adapter_{n}": _adapter(weights, f"{heard}.videoref_aud_{n}_adapter")
+        for n in "qkv"
+    }
+    return {
+        "modulation": weights[f"{b}.modulation"][0],
+        "attention": _attention(weights, f"{b}.self_attn"),
+        "text_norm": _norm(weights, f"{b}.norm3"),
+        "text_attention": _attention(weights, f"{b}.cross_attn"),
+        "audio": {
+            "norm": _norm(weights, f"{b}.norm4"),
+            "attention": _attention(weights, heard),
+            **adapters,
+        },
+        "feedforward": _mlp(weights, f"{b}.ffn"),
+    }
+
+
 def _params(weights, layers):
     """Map the original's names to ours."""
-
-    def dense(name):
-        return {
-            "kernel": weights[f"{name}.weight"].T,
-            "bias": weights[f"{name}.bias"],
-        }
-
-    def norm(name):
-        return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
-
-    def mlp(name):
-        return {"inner": dense(f"{name}.0"), "outer": dense(f"{name}.2")}
-
-    def attention(name):
-        norms = {
-            f"norm_{n}": {"scale": weights[f"{name}.norm_{n}.weight"]} for n in "qk"
-        }
-        return {n: dense(f"{name}.{n}") for n in "qkvo"} | norms
-
-    def adapter(name):
-        return {
-            "norm": norm(f"{name}.0"),
-            "down": dense(f"{name}.1"),
-            "up": dense(f"{name}.3"),
-        }
-
-    def block(b):
-        heard = f"{b}.audio_attn"
-        adapters = {
-            f"adapter_{n}": adapter(f"{heard}.videoref_aud_{n}_adapter") for n in "qkv"
-        }
-        return {
-            "modulation": weights[f"{b}.modulation"][0],
-            "attention": attention(f"{b}.self_attn"),
-            "text_norm": norm(f"{b}.norm3"),
-            "text_attention": attention(f"{b}.cross_attn"),
-            "audio": {
-                "norm": norm(f"{b}.norm4"),
-                "attention": attention(heard),
-                **adapters,
-            },
-            "feedforward": mlp(f"{b}.ffn"),
-        }
-
     patch = weights["patch_embedding.weight"][:, :, 0]  # D C p q
-    blocks = [block(f"blocks.{i}") for i in range(layers)]
+    blocks = [_block(weights, f"blocks.{i}") for i in range(layers)]
     return {
         "embed": {
             "patch": {
                 "kernel": np.transpose(patch, (2, 3, 1, 0)).reshape(-1, len(patch)),
                 "bias": weights["patch_embedding.bias"],
             },
-            "text": mlp("text_embedding"),
-            "time": mlp("time_embedding"),
-            "modulation": dense("time_projection.1"),
+            "text": _mlp(weights, "text_embedding"),
+            "time": _mlp(weights, "time_embedding"),
+            "modulation": _dense(weights, "time_projection.1"),
             "still_role": weights["ref_pos_embedding.weight"][0],
             "reference_role": weights["cross_videoref_pos_embedding.weight"][0],
             "reference_time": weights["time_embedding_videoref"][0],
             "audio": {
-                "embedding": mlp("aud_embedding"),
+                "embedding": _mlp(weights, "aud_embedding"),
                 "null": weights["null_audio_feature.weight"][0],
             },
             "audio_slots": weights["audio_pos_embedding.weight"],
             "reference_audio": {
-                "embedding": mlp("videoref_aud_embedding"),
+                "embedding": _mlp(weights, "videoref_aud_embedding"),
                 "null": weights["null_videoref_audio_feature.weight"][0],
             },
             "reference_slots": weights["videoref_audio_pos_embedding.weight"],
         },
         "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
         "head_modulation": weights["head.modulation"][0],
-        "head": dense("head.head"),
+        "head": _dense(weights, "head.head"),
     }
