@@ -113,6 +113,7 @@ def _measure(steps: dict, repeats: int) -> dict[tuple[str, int], float]:
     samples = {case: [] for case in steps}
     for _ in range(repeats):
         for case, step in steps.items():
+            jax.block_until_ready(step())  # the case before may have left cold memory
             start = time.perf_counter()
             jax.block_until_ready(step())
             samples[case].append(time.perf_counter() - start)
