@@ -94,26 +94,30 @@ def load_weights(path: str | Path) -> tuple[Tree, dict]:
     return traverse_util.unflatten_dict(flat, sep="/"), json.loads(header["metadata"])
 
 
-def load_parent(path: str | Path) -> Tree:
+def load_parent(path: str | Path) -> tuple[Tree, dict]:
     """Read the weights to start from: a weights file, or the workdir of another run.
 
-    A workdir that was not trained to its end gives the averaged weights of its newest
-    checkpoint, player `model`.
+    A workdir that was not trained to its end, or still trains, gives the averaged
+    weights of its newest checkpoint, player `model`, and no metadata. Nothing is
+    written there.
     """
     path = Path(path)
     if not path.is_dir():
-        return load_weights(path)[0]
+        return load_weights(path)
     if (path / WEIGHTS_NAME).is_file():
-        return load_weights(path / WEIGHTS_NAME)[0]
-    with make_manager(path) as manager:
-        if manager.latest_step() is None:
-            raise InputError(
-                f"{path} holds neither {WEIGHTS_NAME} nor a checkpoint; give a weights "
-                "file or the workdir of a run that has saved once."
-            )
+        return load_weights(path / WEIGHTS_NAME)
+    folder = path.resolve() / CHECKPOINTS_NAME
+    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    if not steps:
+        raise InputError(
+            f"{path} holds neither {WEIGHTS_NAME} nor a checkpoint; give a weights "
+            "file or the workdir of a run that has saved once."
+        )
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, options=options) as manager:
         items = ocp.args.Composite(state=ocp.args.StandardRestore())
         state = manager.restore(manager.latest_step(), args=items)["state"]
-    return jax.tree.map(np.asarray, state["ema"]["model"])
+    return jax.tree.map(np.asarray, state["ema"]["model"]), {}
 
 
 def overlay(params: Tree, loaded: Tree) -> Tree:

@@ -10,6 +10,8 @@ import jax
 
 from avatar_jax.types import InputError
 
+_BAD_PATHS = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 2 after one line on stderr.
@@ -22,6 +24,10 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         main(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except _BAD_PATHS as error:
+        line = f"error: {error.filename}: {error.strerror}; give another path."
+        print(line, file=sys.stderr)
         return 2
     return 0
 

@@ -43,9 +43,10 @@ def prepare_clips(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         workers=arguments.workers,
     )
+    video = codec.DCTCodec(arguments.channels)
     with tiers.new_dataset(arguments.out) as directory:
         report = clips.write_media(directory, config)
-        _add_tiers(directory, arguments)
+        _add_tiers(directory, video)
     print(report)
 
 
@@ -59,17 +60,18 @@ def prepare_procedural(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         workers=arguments.workers,
     )
+    video = codec.DCTCodec(arguments.channels)
     with tiers.new_dataset(arguments.out) as directory:
         motion = procedural.write_media(directory, config)
-        _add_tiers(directory, arguments, motion)
+        _add_tiers(directory, video, motion)
     print(f"clips made: {len(motion)}")
 
 
-def _add_tiers(directory: Path, arguments: argparse.Namespace, motion=None) -> None:
+def _add_tiers(directory: Path, video: codec.LatentCodec, motion=None) -> None:
     tiers.add_features(
         directory, speech=speech.LogMel(), text=text.Bytes(), motion=motion
     )
-    tiers.add_latents(directory, codec=codec.DCTCodec(arguments.channels))
+    tiers.add_latents(directory, codec=video)
 
 
 def _read_list(path: Path | None) -> tuple[str, ...]:

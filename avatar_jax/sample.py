@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import math
 import sys
 import time
 from pathlib import Path
@@ -28,8 +29,9 @@ def main(argv: list[str]) -> None:
     started = time.time()
     consent = read_consent(arguments.consent, arguments.i_have_consent)
     out = Path(arguments.out)
-    _check(arguments, out)
     asked = _request(arguments)
+    _check(arguments, out)
+    hashed = hash_inputs(asked, Path(arguments.weights))
     command.use_compilation_cache()
     loaded = pretrained.load(arguments.weights)
     settings = _settings(arguments, loaded.card)
@@ -40,21 +42,22 @@ def main(argv: list[str]) -> None:
         loaded, prepared, plan=plan, settings=settings, seed=arguments.seed
     )
     delivered = delivery.Delivery(fps=arguments.fps, size=arguments.size)
-    delivery.write_avatar(out, runs, wave, delivery=delivered)
+    hidden = out.with_name(f".{out.name}")  # no video without its record
+    delivery.write_avatar(hidden, runs, wave, delivery=delivered)
     record = {
         "generated": True,
         "consent": consent,
         "seed": arguments.seed,
         "settings": dataclasses.asdict(settings),
         "delivery": dataclasses.asdict(delivered),
-        "request": hash_inputs(asked),
-        "weights": _hash_file(Path(arguments.weights)),
+        **hashed,
         "model": loaded.card.to_metadata(),
         "frames": plan.num_frames,
         "chunks": plan.num_chunks,
         "seconds": {"prepare": ready - started, "generate": time.time() - ready},
     }
     command.write_json(out.with_suffix(".json"), record)
+    hidden.replace(out)
     print(f"wrote {out} ({plan.num_frames / FRAMES_PER_SECOND:.1f} s)")
 
 
@@ -131,23 +134,34 @@ def _check(arguments: argparse.Namespace, out: Path) -> None:
             raise InputError(f"expected --{flag} of {value} or more, came {came}.")
     for name in ("shift", "seconds"):
         value = getattr(arguments, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise InputError(f"expected --{name} above 0, came {value}.")
     if not out.parent.is_dir():
         raise InputError(f"expected a folder to write into, {out.parent} is none.")
     if out.suffix != ".mp4":
         raise InputError(f"expected --out to end in .mp4, came {out.name}.")
+    written = {out.resolve(), out.with_suffix(".json").resolve()}
+    for name in ("reference", "audio", "still", "consent", "weights"):
+        path = getattr(arguments, name)
+        if path and Path(path).resolve() in written:
+            raise InputError(
+                f"expected --out beside the inputs, but it would replace {path}, the "
+                f"--{name}; choose another name."
+            )
 
 
-def hash_inputs(asked: request.Request) -> dict:
-    """Return a request as plain values; files with their SHA-256."""
-    return {
+def hash_inputs(asked: request.Request, weights: Path) -> dict:
+    """Return a request and its weights as plain values; files with their SHA-256."""
+    values = {
         name: _hash_file(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(asked).items()
     }
+    return {"request": values, "weights": _hash_file(weights)}
 
 
 def _hash_file(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"expected a file, {path} does not exist.")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"path": str(path), "sha256": digest}

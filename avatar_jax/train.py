@@ -18,7 +18,7 @@ from avatar_jax.types import InputError
 
 EXAMPLE = """example:
   python -m avatar_jax.train --config configs/stage2_audio_to_video.py \\
-      --config.steps=10 --config.data.directory=records --workdir runs/stage2
+      --config.steps=10 --config.data.directories=records --workdir runs/stage2
 
 Any field of the config file is set with --config.<field>=<value>. The same command
 again goes on from the newest checkpoint in the workdir."""

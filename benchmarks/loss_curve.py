@@ -31,7 +31,8 @@ def main() -> None:
 
 def _read(path: Path) -> list[dict]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
+    by_step = {row["step"]: row for row in rows if "loss" in row}  # the later is valid
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _draw(points: dict[str, list], borders: list[tuple[int, str]]) -> str:

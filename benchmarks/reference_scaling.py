@@ -39,6 +39,7 @@ def main() -> None:
         layers=args.layers,
         reference=True,
         still_concat=False,
+        detail_width=None,  # it reads generated cells only: the same in all rows
     )
     model = dit.AvatarDiT(cfg)
     noisy = _latents(cfg, GENERATED)

@@ -9,6 +9,7 @@
 set -u
 arguments=() # relative paths are the user's, not the clone's
 while [ $# -gt 0 ]; do
+  case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
   case $1 in
     --out | --reference | --audio | --weights)
       [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }

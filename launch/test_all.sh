@@ -7,7 +7,8 @@ bash launch/test.sh || exit 1
 . .venv/bin/activate
 export JAX_PLATFORMS=cpu
 failed=0
-python -m pytest -m slow || failed=1
+python -m pytest -m slow
+case $? in 0 | 5) ;; *) failed=1 ;; esac # 5: there is none yet
 python -m benchmarks.reference_scaling || failed=1
 python -m benchmarks.loader || failed=1
 exit $failed

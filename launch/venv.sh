@@ -9,7 +9,7 @@ make_venv() {
   if [ ! -x .venv/bin/python ]; then
     local python
     python=$(_find_python) || return 2
-    "$python" -m venv .venv || return 2
+    "$python" -m venv .venv || { rm -rf .venv; return 2; }
   fi
   # shellcheck disable=SC1091
   . .venv/bin/activate

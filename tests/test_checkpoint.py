@@ -59,6 +59,7 @@ def test_wrong_weights_files_are_named(tmp_path):
         checkpoint.load_weights(foreign)
     with pytest.raises(InputError, match="neither"):
         checkpoint.load_parent(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_overlay_keeps_new_modules_and_names_the_first_misfit():

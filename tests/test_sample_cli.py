@@ -115,6 +115,8 @@ def test_the_same_seed_gives_the_same_video(run):
         ({"steps": 0}, "--steps of 1 or more"),
         ({"audio_guidance": 0.5}, "--audio-guidance of 1 or more"),
         ({"seconds": -1}, "--seconds above 0"),
+        ({"seconds": "inf"}, "--seconds above 0"),
+        ({"weights": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
         ({"out": "nowhere/a.mp4"}, "nowhere is none"),
         ({"prompt": "far too long a prompt"}, "at most 3 fit"),
     ],
@@ -128,6 +130,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, folder, changes, words, c
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error: ") and words in lines[-1]
     assert list(run.out.iterdir()) == []
+
+
+def test_inputs_are_never_replaced(run, folder, capsys):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert run(out=folder / "me.mp4") == 2
+    assert "would replace" in capsys.readouterr().err
+    (run.out / "a.json").write_text("I agree.")
+    assert run(consent=run.out / "a.json") == 2
+    assert (run.out / "a.json").read_text() == "I agree."
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_help_shows_an_example(capsys):

@@ -57,6 +57,14 @@ class PipelineConfig:
     prefetch: int = 4
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for bucket in self.buckets:
+            if len(bucket) != 3 or min(bucket) <= 0 or bucket[0] <= transforms.PREFIX:
+                raise InputError(
+                    f"expected buckets of (latents above {transforms.PREFIX}, clips, "
+                    f"share), came {bucket}."
+                )
+
 
 def make_dataset(
     config: PipelineConfig, *, process_index: int, process_count: int

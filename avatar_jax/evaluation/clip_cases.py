@@ -1,7 +1,8 @@
 """Held-out clips of a real person as cases: their speech, a still of another clip."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +17,8 @@ from avatar_jax.models.codec import LatentCodec
 from avatar_jax.sampling import chunk, delivery, pictures, request, video
 from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import InputError, count_frames, count_latents
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 32  # videos sampled at once
 _FULL_SCALE = 32_767  # of PCM16
@@ -53,11 +56,10 @@ def read_cases(
             f"in {dataset}; hold out more, or ask for more --cases"
         )
     by_person: dict[str, list[int]] = {}
-    for index, record in enumerate(train):
+    for index, record in _readable(train, len(train)):
         by_person.setdefault(record["person"], []).append(index)
     cases = []
-    for number in range(count):
-        record = held_out[number]
+    for number, record in _readable(held_out, count):
         known = by_person.get(record["person"])
         if known is None:
             raise InputError(
@@ -66,7 +68,25 @@ def read_cases(
             )
         other = train[known[number * len(known) // count]]
         cases.append(_make_case(folder / f"case_{number:02d}", record, other, size))
+    if len(cases) < 2:
+        raise InputError(
+            f"expected 2 held-out clips or more of {dataset} that can be read, came "
+            f"{len(cases)}; prepare it again"
+        )
     return cases
+
+
+def _readable(tier: records.TierSource, count: int) -> Iterator[tuple[int, dict]]:
+    """Yield the first `count` records with their index; name and skip corrupt ones."""
+    skipped = 0
+    for index in range(count):
+        try:
+            record = tier[index]
+        except records.CorruptRecord as error:
+            skipped += 1
+            _log.warning("skipped (%d so far): %s", skipped, error)
+            continue
+        yield index, record
 
 
 def generate_cases(

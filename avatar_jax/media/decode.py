@@ -186,6 +186,10 @@ def _decode_audio(path: Source, *, start: Fraction | None):
                     wave = _shift(wave, slip)
             pieces.append(wave)
             written += len(wave)
+        stream = container.streams.audio[0]
+        if written and stream.duration:
+            end = (time or start) + Fraction(len(wave), rate)
+            _check_complete(end - _start_time(stream), stream, path)
     wave = soxr.resample(np.concatenate(pieces), rate, SAMPLE_RATE)
     return np.clip(wave, -1, 1).astype(np.float32)
 
@@ -215,7 +219,7 @@ def _check_complete(decoded: Fraction, stream, path: Source) -> None:
     promised = stream.duration * stream.time_base
     if promised - decoded > max(_LARGEST_LOSS, promised / 10):
         raise InputError(
-            f"expected {float(promised):.1f} s of pictures, but only "
+            f"expected {float(promised):.1f} s of {stream.type}, but only "
             f"{float(decoded):.1f} s of {_name(path)} can be decoded; "
             "copy it again or re-encode it"
         )

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from avatar_jax.models import block, embed, motion, tokens
+from avatar_jax.flow import path
+from avatar_jax.models import block, detail, embed, motion, tokens
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.nn import norms
 from avatar_jax.types import (
@@ -42,9 +43,18 @@ class AvatarDiT(nn.Module):
         self.embed = embed.Embed(cfg)
         self.blocks = self.param("blocks", lambda rng: block.init_stack(cfg, rng))
         self.head_modulation = self.param("head_modulation", zeros, (2, cfg.width))
-        self.head = nn.Dense(
-            cfg.patch**2 * cfg.channels, dtype=cfg.compute_dtype, kernel_init=zeros
-        )
+        if cfg.detail_width:
+            self.head = detail.DetailHead(
+                cfg.detail_width,
+                cfg.channels,
+                cfg.patch,
+                cfg.still_concat,
+                cfg.compute_dtype,
+            )
+        else:
+            self.head = nn.Dense(
+                cfg.patch**2 * cfg.channels, dtype=cfg.compute_dtype, kernel_init=zeros
+            )
         if cfg.motion_width:
             self.motion_head = motion.MotionHead(cfg.motion_width, cfg.compute_dtype)
 
@@ -65,7 +75,7 @@ class AvatarDiT(nn.Module):
             reference = self.cache_reference(reference, conditions.null_text)
         elif reference is None:
             reference = self._empty_cache(noisy.latents.shape[0])
-        x, context, time = self.embed.target(noisy, t, conditions)
+        x, context, time, cells = self.embed.target(noisy, t, conditions)
 
         def body(x: Array, layer: tuple[Any, Array, Array]) -> tuple[Array, None]:
             params, k, v = layer
@@ -74,7 +84,7 @@ class AvatarDiT(nn.Module):
 
         layers = (self.blocks, reference.k, reference.v)
         x, _ = jax.lax.scan(self._remat(body), x, layers)
-        return self._read_out(x, noisy, t, time)
+        return self._read_out(x, cells, noisy, t, time)
 
     def cache_reference(
         self, reference: Reference, null_text: Float[Array, "B L M"] | None
@@ -119,6 +129,7 @@ class AvatarDiT(nn.Module):
     def _read_out(
         self,
         x: Float[Array, "B T D"],
+        cells: Float[Array, "B F H W I"],
         noisy: VideoMotion,
         t: Float[Array, " B"],
         time: Float[Array, "B D"],
@@ -130,17 +141,19 @@ class AvatarDiT(nn.Module):
         x = x[:, : frames * h * w]  # without the still
         table = self.head_modulation[None] + time[:, None]  # B 2 D
         y = norms.modulate(x, table[:, :1], table[:, 1:])
-        patches = rearrange(self.head(y), "B (F h w) P -> B F h w P", F=frames, h=h)
-        out = VideoMotion(
-            latents=tokens.unpatchify(patches.astype(jnp.float32), cfg.patch)
-        )
+        if cfg.detail_width:
+            latents = self.head(y, cells, time)
+        else:
+            patches = rearrange(self.head(y), "B (F h w) P -> B F h w P", F=frames, h=h)
+            latents = tokens.unpatchify(patches, cfg.patch)
+        out = VideoMotion(latents=latents.astype(jnp.float32))
         if cfg.motion_width:
             pooled = rearrange(x, "B (F P) D -> B F P D", F=frames)
             codes = self.motion_head(pooled).astype(jnp.float32)
             out = out.replace(motion=codes)
         if cfg.prediction == "velocity":
             return out
-        return _velocity_of_clean(noisy, out, jnp.maximum(t, cfg.time_floor))
+        return _velocity_of_clean(noisy, out, t, cfg.time_floor)
 
     def _example_reference(self, noisy: VideoMotion) -> Reference:
         """Return one empty reference latent, so that `init` makes every parameter."""
@@ -158,12 +171,23 @@ class AvatarDiT(nn.Module):
 
 
 def _velocity_of_clean(
-    noisy: VideoMotion, clean: VideoMotion, t: Float[Array, " B"]
+    noisy: VideoMotion, output: VideoMotion, t: Float[Array, " B"], floor: float
 ) -> VideoMotion:
-    """Return (x_t - x^) / t; t is floored, as the quotient loses its digits at 0."""
-    noisy = noisy.replace(motion=None if clean.motion is None else noisy.motion)
+    """Read the output as a clean estimate, preconditioned; return its velocity.
 
-    def divide(x: Array, estimate: Array) -> Array:
-        return (x - estimate) / t.reshape(t.shape + (1,) * (x.ndim - 1))
+      x^ = c_skip x_t + c_out o,   c_skip = (1 - t) / s^2,  c_out = t / s,
+      v  = (x_t - x^) / max(t, floor),   s^2 = (1 - t)^2 + t^2
 
-    return jax.tree.map(divide, noisy, clean)
+    (EDM, arXiv 2206.00364, eq. 7 and table 1, on the path of `flow/path.py` with data
+    of variance 1: an output of zero is then the best linear guess at every t.) The
+    floor is there as the quotient loses its digits at 0.
+    """
+    noisy = noisy.replace(motion=None if output.motion is None else noisy.motion)
+    variance = jnp.square(1 - t) + jnp.square(t)
+    skip, scale = (1 - t) / variance, t * jax.lax.rsqrt(variance)
+
+    def divide(x: Array, out: Array) -> Array:
+        estimate = path.expand(skip, x) * x + path.expand(scale, x) * out
+        return (x - estimate) / path.expand(jnp.maximum(t, floor), x)
+
+    return jax.tree.map(divide, noisy, output)

@@ -1,7 +1,7 @@
 """The configuration of the velocity network; each part beyond Wan can be off."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import jax.numpy as jnp
 
@@ -33,7 +33,9 @@ class DiTConfig:
     identity_tokens: int = 4
     motion_width: int | None = None  # motion codes per frame; None: no motion stream
     guidance_scales: int = 0  # scales that a distilled student is told
+    detail_width: int | None = None  # convolutional read-out; None: a linear head
     still_concat: bool = False  # the still's latents beside every generated row
+    # "clean": the output is read as the clean sample, preconditioned (see `dit`).
     prediction: Literal["velocity", "clean"] = "velocity"
     time_floor: float = 0.02  # "clean": v = (x_t - x^) / max(t, floor)
     rotary_scale: float | None = None  # None: 720 / short side in pixels; TAVR: 1.5
@@ -42,6 +44,15 @@ class DiTConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
 
     def __post_init__(self) -> None:
+        for name in ("prediction", "dtype"):
+            allowed = get_args(get_type_hints(DiTConfig)[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}; use one of {', '.join(allowed)}."
+                )
+        for name in ("width", "mlp_width", "heads", "layers", "channels", "patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; use 1 or more.")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"width={self.width} must divide into {self.heads} heads of even size; "

@@ -29,6 +29,9 @@ class Embed(nn.Module):
     def setup(self) -> None:
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+        # Slots are as large as the normed keys that they are added to; small ones leave
+        # the softmax over the window flat for thousands of steps.
+        unit = nn.initializers.normal(1.0)
         self.patch = nn.Dense(cfg.width, dtype=dtype)
         self.text = embeddings.Mlp(cfg.width, dtype=dtype)
         self.time = embeddings.Mlp(cfg.width, activation="silu")
@@ -37,7 +40,7 @@ class Embed(nn.Module):
         if cfg.audio_width:
             self.audio = audio.AudioTokens(cfg.width, dtype)
             shape = (audio.SLOTS, cfg.width)
-            self.audio_slots = self.param("audio_slots", normal, shape)
+            self.audio_slots = self.param("audio_slots", unit, shape)
         if cfg.motion_width:
             self.motion = motion.MotionTokens(cfg.width, dtype)
         if cfg.guidance_scales:
@@ -50,14 +53,17 @@ class Embed(nn.Module):
         if cfg.reference_audio_width:
             self.reference_audio = audio.AudioTokens(cfg.width, dtype)
             shape = (FRAMES_PER_LATENT, cfg.width)
-            self.reference_slots = self.param("reference_slots", normal, shape)
+            self.reference_slots = self.param("reference_slots", unit, shape)
         if cfg.identity_width:
             self.identity = nn.Dense(cfg.identity_tokens * cfg.width, dtype=dtype)
 
     def target(
         self, noisy: VideoMotion, t: Float[Array, " B"], conditions: Conditions
-    ) -> tuple[Float[Array, "B T D"], block.TargetContext, Float[Array, "B D"]]:
-        """Return [generated | still] rows, their context and the time embedding."""
+    ) -> tuple[Array, block.TargetContext, Float[Array, "B D"], Array]:
+        """Return [generated | still] rows, their context, the time embedding, cells.
+
+        Rows are `B T D`; cells, the generated rows' input, `B F H W I`.
+        """
         cfg = self.cfg
         time = self._embed_time(t, conditions.guidance)
         patches, still_valid = self._target_patches(noisy.latents, conditions)
@@ -79,7 +85,8 @@ class Embed(nn.Module):
             frames=generated,
         )
         x = self.patch(rearrange(patches, "B F h w P -> B (F h w) P"))
-        return nn.with_logical_constraint(x, ROWS), context, time
+        cells = tokens.unpatchify(patches[:, :-1], cfg.patch)
+        return nn.with_logical_constraint(x, ROWS), context, time, cells
 
     def reference(
         self, reference: Reference, null_text: Float[Array, "B L M"] | None

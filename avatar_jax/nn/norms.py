@@ -19,9 +19,12 @@ def layer_norm(
 
 
 def modulate(
-    x: Float[Array, "B T D"], shift: Float[Array, "b 1 D"], scale: Float[Array, "b 1 D"]
-) -> Float[Array, "B T D"]:
-    """Normalise, then scale and shift as AdaLN does: LN(x) (1 + scale) + shift."""
+    x: Float[Array, "... D"], shift: Float[Array, "... D"], scale: Float[Array, "... D"]
+) -> Float[Array, "... D"]:
+    """Normalise, then scale and shift as AdaLN does: LN(x) (1 + scale) + shift.
+
+    `shift` and `scale` have the rank of x, with axes of length 1 where they are shared.
+    """
     y = layer_norm(x.astype(jnp.float32)) * (1 + scale) + shift
     return y.astype(x.dtype)
 

@@ -7,7 +7,7 @@ With times t, noise e and the path and velocity u of `flow.path`:
   (3) weight = energy^p (1 + mouth_weight * mouth), 0 on prefix latents
   (4) loss   = sum(weight * error) / sum(weight)
 
-(2) holds for t > floor where the network reads its output as x^ and forms
+(2) holds for t > floor where the network estimates x^ and returns the velocity
 v = (x_t - x^) / max(t, floor). Small models learn lips with it in a fifth of the steps.
 Dropped conditions arrive as such in the batch: which stage it is, the data decide.
 """

@@ -121,7 +121,10 @@ def make_record(config: ClipsConfig, name: str) -> tuple[str, dict[str, Any] | s
         return name, f"not between {_SHORTEST} and {_LONGEST} s long; cut it"
     if found.mean() < _LEAST_FOUND:
         return name, f"a face in only {found.mean():.0%} of the frames"
-    return name, _crop(config, name, audio, boxes, found)
+    try:
+        return name, _crop(config, name, audio, boxes, found)
+    except InputError as error:
+        return name, str(error)
 
 
 def _crop(config: ClipsConfig, name: str, audio, boxes, found) -> dict[str, Any]:
@@ -134,7 +137,9 @@ def _crop(config: ClipsConfig, name: str, audio, boxes, found) -> dict[str, Any]
         crops.append(faces.crop_square(frame, box, config.size))
     inside = faces.boxes_in_crop(boxes, box, config.size)
     words = path.with_suffix(".txt")
-    caption = words.read_text().strip() if words.is_file() else config.caption
+    caption = (
+        words.read_text(errors="replace").strip() if words.is_file() else config.caption
+    )
     side = float(np.median(boxes[:, 2] - boxes[:, 0]))
     return tiers.make_media(
         np.stack(crops),
@@ -208,6 +213,9 @@ def _match(wanted: tuple[str, ...], names: list[str]) -> list[str]:
             f"expected clips of the input folder in the holdout list, but "
             f"{wanted[found.index(None)]!r} is none"
         )
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise InputError(f"expected each clip once in the holdout list, {twice} is two")
     return found
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from avatar_jax.data import records
-from avatar_jax.data.talking_heads import clips, people
-from avatar_jax.preparation import pool, tiers
+from avatar_jax.data.talking_heads import examples, people
+from avatar_jax.preparation import pool
 from avatar_jax.types import FRAMES_PER_SECOND, InputError
 
 _TOGETHER = 8  # clips per message between processes
@@ -71,31 +71,16 @@ def make_record(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Film clip (person, clip); return its media record and its motion codes."""
     index, clip = number
-    person = people.sample_person(config.seed, index)
-    made = clips.make_clip(
-        person,
-        scene=clip // 2,
-        utterance=index * config.clips_per_person + clip,
+    example = examples.make_example(
+        people.sample_person(config.seed, index),
+        clip,
+        seed=config.seed,
+        clips_per_person=config.clips_per_person,
         num_frames=config.num_frames,
         size=config.size,
     )
-    name = f"{config.seed}_{index:07d}"
-    record = tiers.make_media(
-        made.frames,
-        made.audio,
-        made.face_boxes,
-        made.mouth_boxes,
-        names={
-            "key": f"{name}_{clip:04d}",
-            "person": name,
-            "scene": f"{name}_{clip // 2:04d}",
-            "source": "talking_heads",
-            "caption": made.caption,
-        },
-        rights={"statement": "rendered; shows nobody"},
-        scores={},
-    )
-    return record, made.motion
+    record = {name: example[name] for name in records.media_schema()}
+    return record, example["motion"]
 
 
 def _make_all(run, config, split, wanted, motion) -> Iterator[dict[str, Any]]:

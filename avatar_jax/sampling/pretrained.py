@@ -41,6 +41,13 @@ class Card:
     overshoot: float = 0.0
     audio_guidance: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.overshoot < 0 or self.audio_guidance < 1:
+            raise ValueError(
+                f"num_steps={self.num_steps}, overshoot={self.overshoot}, "
+                f"audio_guidance={self.audio_guidance}; use at least 1, 0 and 1."
+            )
+
     def to_metadata(self) -> dict:
         """Return plain values for `checkpoint.save_weights`."""
         return dataclasses.asdict(self)
@@ -105,6 +112,20 @@ def read_card(metadata: dict, path: str | Path) -> Card:
     """Build the card from metadata; unknown and missing fields are named."""
     config = _build(DiTConfig, metadata.get("config", {}), path)
     return _build(Card, {**metadata, "config": config}, path)
+
+
+def check_parent(config: DiTConfig, metadata: dict, path: str | Path) -> None:
+    """Raise InputError where weights to start from belong to another kind of model.
+
+    Only fields that no shape shows are compared; parts may be new.
+    """
+    parent = metadata.get("config", {})
+    for name in ("heads", "patch", "prediction", "rotary_scale", "spatial_stride"):
+        if name in parent and parent[name] != getattr(config, name):
+            raise InputError(
+                f"{path} was trained with model.{name}={parent[name]!r}, this run has "
+                f"{getattr(config, name)!r}; use the same, or other weights."
+            )
 
 
 def expected_shapes(model: dit.AvatarDiT, card: Card) -> dict:

@@ -52,7 +52,8 @@ def prepare(
     """
     card = pretrained.card
     with futures.ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(_read_pictures, request, card.size)
+        needed = FRAMES_PER_LATENT * card.reference_latents
+        reading = pool.submit(_read_pictures, request, card.size, needed)
         wave = read_speech(request.audio, seconds=request.seconds)
         still, clip = reading.result()
     plan = video.Plan(count_speech_frames(wave), card.chunk_latents)
@@ -110,11 +111,14 @@ def count_speech_frames(wave: Float[np.ndarray, " samples"]) -> int:
 
 
 def _read_pictures(
-    request: Request, size: int
+    request: Request, size: int, needed: int
 ) -> tuple[UInt8[np.ndarray, "Y X 3"], UInt8[np.ndarray, "frames Y X 3"]]:
     """Return the still and the person's video, both as the model sees them."""
     clip, best = pictures.read_portrait(
-        request.reference, most=REFERENCE_FRAMES, crop=request.crop, size=size
+        request.reference,
+        most=max(REFERENCE_FRAMES, needed),
+        crop=request.crop,
+        size=size,
     )
     if request.still is None:
         return clip[best], clip
@@ -135,11 +139,11 @@ def encode_reference(
             f"expected a reference of {needed} frames or more at 25 fps, came "
             f"{len(clip)}; give a longer video."
         )
+    step = SEGMENT_LATENTS * FRAMES_PER_LATENT
     segments = [
         pretrained.codec.encode_clips(
             _to_video(clip[start : min(start + step, needed)])
         )
-        for step in [SEGMENT_LATENTS * FRAMES_PER_LATENT]
         for start in range(0, needed, step)
     ]
     latents = jnp.concatenate(segments, axis=1)

@@ -35,7 +35,6 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "mesh",
     "preview",
-    "data.num_workers",
 )
 
 Evaluation = tuple[dict[str, float], dict[str, np.ndarray]]
@@ -65,7 +64,9 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "micro_batches", "keep_checkpoints"):
+        counts = ("steps", "micro_batches", "keep_checkpoints")
+        cadences = ("log_every", "evaluate_every", "checkpoint_every")
+        for name in counts + cadences:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; use 1 or more.")
 
@@ -81,6 +82,8 @@ class Run:
       evaluators: each takes (step, averaged players) and returns scalars and videos
         (frames height width 3, uint8) by name.
       export: the player whose averaged weights are the run's product.
+      check_parent: (metadata, path) of the weights to start from -> raises InputError
+        where they mean something else than their shapes tell.
     """
 
     train: TrainConfig
@@ -90,6 +93,7 @@ class Run:
     describe: Callable[[Any], dict]
     evaluators: tuple[Callable[[int, base.Players], Evaluation], ...] = ()
     export: str = "model"
+    check_parent: Callable[[dict, str], None] | None = None
 
 
 def load_module(path: str | Path) -> ModuleType:

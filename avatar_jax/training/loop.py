@@ -192,8 +192,15 @@ def _export(run: Run, workdir: Path, current: state.TrainState, metadata: dict) 
 
 @contextlib.contextmanager
 def _catch_sigterm() -> Iterator[list[int]]:
-    """Collect SIGTERM instead of dying of it."""
+    """Collect SIGTERM instead of dying of it.
+
+    Where there are several processes, the handler of `jax.distributed` stays: it tells
+    all of them, and `CheckpointManager.reached_preemption` asks it.
+    """
     signals: list[int] = []
+    if jax.process_count() > 1:
+        yield signals
+        return
     before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
         yield signals

@@ -37,7 +37,9 @@ def create(run: Run, mesh: Mesh, batch: Tree) -> TrainState:
     example = jax.tree.map(np.zeros_like, batch)  # the same on every process
     params, frozen = _init_sharded(run.objective.init, mesh, rng, example)
     if run.train.init_from:
-        parent = checkpoint.load_parent(run.train.init_from)
+        parent, metadata = checkpoint.load_parent(run.train.init_from)
+        if metadata and run.check_parent:
+            run.check_parent(metadata, run.train.init_from)
         params, frozen = (
             {name: checkpoint.overlay(tree, parent) for name, tree in players.items()}
             for players in (params, frozen)

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from avatar_jax import checkpoint, command, evaluate
-from avatar_jax.data import records
+from avatar_jax.data import records, shards
 from avatar_jax.evaluation import clip_cases, clip_scores, mouth
 from avatar_jax.evaluation.metrics import sync
 from avatar_jax.media import decode, encode, faces
@@ -179,6 +179,25 @@ def test_stills_are_of_the_same_persons_train_clips(dataset, tmp_path):
     for case in cases:
         whose = [k for k, v in mine.items() if (v == case.still).all((1, 2, 3)).any()]
         assert whose and set(whose) <= {"train0", "train1"}
+
+
+def test_a_corrupt_record_is_named_and_spares_the_others(dataset, tmp_path, caplog):
+    copy = tmp_path / "data"
+    old, tier = (records.tier_directory(d, records.MEDIA) for d in (dataset, copy))
+    for split in ("test", "train"):
+        with shards.TierWriter(
+            tier, split, records.media_schema(), shard_bytes=1
+        ) as writer:
+            for example in records.read_tier(old, split):  # one shard each
+                writer.write(example)
+        path = sorted(tier.glob(f"*-{split}.*"))[1]
+        data = bytearray(path.read_bytes())
+        data[120:128] = bytes(8)  # behind the headers of file and chunk
+        path.write_bytes(data)
+    cases = clip_cases.read_cases(copy, tmp_path, size=SIZE)
+    assert [case.key for case in cases] == ["test0", "test2", "test3"]
+    lines = [r.message for r in caplog.records if "skipped (1 so far)" in r.message]
+    assert len(lines) == 2
 
 
 def test_the_command_leaves_videos_figures_and_pictures(

@@ -138,6 +138,21 @@ def test_cut_off_file_is_refused_although_its_index_is_whole(tmp_path):
         decode.read_video(tmp_path / "cut.mp4")
 
 
+def test_cut_off_sound_is_refused_although_its_index_is_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (100, 32, 48, 3), np.uint8)
+    wave = rng.normal(scale=0.2, size=64000).astype(np.float32)
+    encode.write_video(tmp_path / "a.mp4", pictures, wave)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    reasons = []
+    for share in (0.3, 0.45, 0.6, 0.75):
+        (tmp_path / "cut.mp4").write_bytes(whole[: round(share * len(whole))])
+        with pytest.raises(InputError, match="cut.mp4") as caught:
+            decode.read_audio(tmp_path / "cut.mp4")
+        reasons.append(str(caught.value))
+    assert any("expected 4.0 s of audio, but only" in reason for reason in reasons)
+
+
 def test_missing_tracks_are_named(tmp_path):
     write_file(tmp_path / "silent.mp4", flat(range(20)))
     with pytest.raises(InputError, match="no audio track"):

@@ -27,6 +27,7 @@ FULL = dit.DiTConfig(
     faces=True,
     identity_width=10,
     motion_width=DM,
+    detail_width=6,
     still_concat=True,
     prediction="clean",
 )

@@ -229,15 +229,23 @@ def test_scanned_blocks_rematerialise_to_the_same_gradient():
     chex.assert_trees_all_close(grad_of(model), grad_of(again), rtol=1e-3, atol=1e-5)
 
 
-def test_clean_prediction_is_a_velocity(full):
-    """v = (x_t - x^) / max(t, floor): at the same x^, v t is the distance to it."""
+def test_clean_prediction_is_the_velocity_of_a_preconditioned_estimate(full):
+    """An output of zero is the best linear guess of x, given data of variance 1."""
     model, params = full
     as_velocity = dit.AvatarDiT(dataclasses.replace(FULL, prediction="velocity"))
     noisy = make_noisy()
     raw = run(as_velocity, params, noisy, T, make_conditions())
     velocity = run(model, params, noisy, T, make_conditions())
-    expected = (noisy.latents - raw.latents) / T[:, None, None, None, None]
-    np.testing.assert_allclose(velocity.latents, expected, rtol=1e-4, atol=1e-4)
+
+    def expect(x, out):
+        t = np.reshape(T, (B,) + (1,) * (x.ndim - 1))
+        spread = np.sqrt((1 - t) ** 2 + t**2)
+        estimate = (1 - t) / spread**2 * x + t / spread * out
+        return (x - estimate) / t
+
+    chex.assert_trees_all_close(
+        velocity, jax.tree.map(expect, noisy, raw), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_switched_off_it_has_exactly_the_parameters_of_tavr():
@@ -245,6 +253,7 @@ def test_switched_off_it_has_exactly_the_parameters_of_tavr():
     noisy = VideoMotion(jnp.zeros((1, 2, 4, 4, 16)))
     shapes = jax.eval_shape(model.init, jax.random.key(0), noisy, T[:1], Conditions())
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert set(shapes["params"]["head"]) == {"kernel", "bias"}  # no convolutions
     assert count == 18_905_907_264  # the published file
 
 

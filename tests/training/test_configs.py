@@ -1,8 +1,6 @@
 """The configs of stages 1 and 2, two small steps each (~100 s on 2 cores)."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,78 +8,21 @@ import numpy as np
 import pytest
 
 from avatar_jax import checkpoint
-from avatar_jax.data import records
-from avatar_jax.models import speech, text
+from avatar_jax import train as train_module
 from avatar_jax.sampling import pretrained
 from avatar_jax.training import config as config_module
+from avatar_jax.types import InputError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-STAGES = ("stage1_text_to_video", "stage2_audio_to_video")
-FRAMES, LATENTS, SIDE = 21, 6, 4
-SMALL = [
-    "--config.steps=2",
-    "--config.model.width=16",
-    "--config.model.mlp_width=24",
-    "--config.model.layers=2",
-    "--config.data.buckets=((5, 4, 1.0),)",
-    "--config.preview.num_batches=1",
-    "--config.preview.num_steps=2",
-]
-
-
-def write_records(directory):
-    rng = np.random.default_rng(0)
-    prompts = text.Bytes()(["a person speaks", ""]).astype(np.float16)
-    latents_of = records.tier_directory(directory, records.LATENTS, "dct64")
-    features_of = records.tier_directory(directory, records.FEATURES)
-    for split, count in (("train", 5), ("validation", 4)):
-        keys = [f"{split}{i}" for i in range(count)]
-        features = [
-            {
-                "key": key,
-                "speech": rng.standard_normal((FRAMES, speech.LogMel().width)),
-                "text": prompts[0],
-                "motion": np.zeros((FRAMES, 0), np.float32),
-            }
-            for key in keys
-        ]
-        latents = [
-            {
-                "key": key,
-                "latents": rng.standard_normal((LATENTS, SIDE, SIDE, 64)),
-                "mouth_mask": rng.random((LATENTS, SIDE, SIDE)),
-            }
-            for key in keys
-        ]
-        for rows in (*features, *latents):
-            for name in ("speech", "latents", "mouth_mask"):
-                if name in rows:
-                    rows[name] = rows[name].astype(np.float16)
-        schema = records.features_schema(motion_width=0)
-        records.write_tier(features_of, split, schema, features)
-        records.write_tier(latents_of, split, records.latents_schema(), latents)
-    records.write_null_text(directory, prompts[1])
-
-
-def train(stage, folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "avatar_jax.train", "--workdir", stage]
-        + ["--config", f"configs/{stage}.py", *SMALL, *arguments],
-        cwd=folder,  # not the repository: the config is found beside the package
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
+sys.path.insert(0, str(Path(__file__).parent))
+from stage_runs import CONFIGS, SIDE, SMALL, STAGES, train, write_records
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     write_records(folder / "records")
-    first = train(STAGES[0], folder)
-    assert first.returncode == 0, first.stderr
-    second = train(STAGES[1], folder, f"--config.init_from={STAGES[0]}")
-    assert second.returncode == 0, second.stderr
+    train(STAGES[0], folder)
+    train(STAGES[1], folder, f"--config.init_from={STAGES[0]}")
     return folder
 
 
@@ -105,6 +46,37 @@ def test_stage_2_starts_from_stage_1(folder):
     assert any("held_out/loss_mouth" in json.loads(row) for row in rows)
 
 
+def test_weights_of_another_kind_are_no_parent(folder, monkeypatch):
+    """Two heads or four: the shapes are the same, the meaning is not."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="model.heads=4, this run has 2"):
+        start = [f"--config.init_from={STAGES[0]}", "--config.model.heads=2"]
+        config = ["--config", str(CONFIGS / f"{STAGES[1]}.py"), "--workdir", "other"]
+        train_module.main([*config, *SMALL, *start])
+    assert not (folder / "other" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.model.prediction=cleen", "prediction='cleen'; use one of velocity"),
+        ("--config.model.heads=0", "heads=0; use 1 or more"),
+        ("--config.data.buckets=((4, 32),)", "expected buckets of"),
+        ("--config.data.buckets=((2, 4, 1.0),)", "expected buckets of"),
+        ("--config.sampler.num_steps=0", "num_steps=0"),
+    ],
+)
+def test_bad_values_are_named_before_anything_is_trained(
+    folder, monkeypatch, argument, words
+):
+    monkeypatch.chdir(folder)
+    config = ["--config", str(CONFIGS / f"{STAGES[1]}.py"), "--workdir", "other"]
+    with pytest.raises(InputError) as error:
+        train_module.main([*config, *SMALL, argument])
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "other").exists()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_config_file_is_small_and_names_its_command(stage):
     source = (CONFIGS / f"{stage}.py").read_text()
@@ -112,3 +84,5 @@ def test_a_config_file_is_small_and_names_its_command(stage):
     module = config_module.load_module(CONFIGS / f"{stage}.py")
     for word in ("python -m avatar_jax.train", "Hardware:", "Hours:", "Expect:"):
         assert word in module.__doc__
+    assert f"Stage {stage[5]}," in module.__doc__
+    assert f"configs/{stage}.py" in module.__doc__

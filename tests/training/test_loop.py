@@ -153,8 +153,22 @@ def test_an_unfinished_workdir_is_a_parent(tmp_path):
     train_here(tmp_path / "parent", steps=2)
     exported = read_weights(tmp_path / "parent")
     (tmp_path / "parent" / checkpoint.WEIGHTS_NAME).unlink()
-    parent = checkpoint.load_parent(tmp_path / "parent")
+    live = tmp_path / "parent" / "checkpoints" / "3.orbax-checkpoint-tmp-1"
+    live.mkdir()  # what a run that still trains is writing
+    parent, metadata = checkpoint.load_parent(tmp_path / "parent")
+    assert live.is_dir() and metadata == {}
     chex.assert_trees_all_equal(parent, exported)
+
+
+def test_the_handler_of_sigterm_is_ours_in_one_process_alone(monkeypatch):
+    """Among several, `jax.distributed` has one that tells all of them."""
+    before = signal.getsignal(signal.SIGTERM)
+    with loop._catch_sigterm() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals == [signal.SIGTERM]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with loop._catch_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_batch_that_does_not_split_leaves_no_workdir(tmp_path):
@@ -170,6 +184,7 @@ def test_a_batch_that_does_not_split_leaves_no_workdir(tmp_path):
         (["--config.learning_rate=3"], "'optimizer.learning_rate'"),
         (["--config.steps=many"], "steps takes int"),
         (["--config.steps=0"], "steps=0; use 1 or more"),
+        (["--config.log_every=0"], "log_every=0; use 1 or more"),
         (["--config.steps"], "needs a value"),
         (["--config.init_from=nowhere"], "nowhere does not exist"),
         (["--process-id=1"], "go together"),
@@ -192,7 +207,13 @@ def test_a_missing_config_file_is_named():
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
-    assert "--config configs/stage2_audio_to_video.py" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    words = shown.split("example:")[1].split("\n\n")[0].replace("\\\n", " ").split()
+    overrides, rest = train._split_overrides(words[3:])
+    config = config_module.load_module(rest[rest.index("--config") + 1]).get_config()
+    for name, text in overrides:
+        config_module.override(config, name, text)
+    assert config.steps == 10
 
 
 def test_gif_keeps_every_frame():

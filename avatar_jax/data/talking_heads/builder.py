@@ -10,7 +10,6 @@ of one person both exist; no person is in two splits.
 """
 
 import dataclasses
-import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -21,15 +20,18 @@ from etils import epath
 from jaxtyping import UInt8
 
 from avatar_jax.data import records, shards
-from avatar_jax.data.talking_heads import clips, geometry, motion, people, render
-from avatar_jax.data.talking_heads.clips import TalkingClip
-from avatar_jax.data.talking_heads.people import Person, Split
-from avatar_jax.media import encode
+from avatar_jax.data.talking_heads import (
+    examples,
+    geometry,
+    motion,
+    people,
+    render,
+)
+from avatar_jax.data.talking_heads.people import Split
 from avatar_jax.types import InputError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FEWEST_PEOPLE = 10  # one of each ten is in the validation and one in the test split
-_RIGHTS = json.dumps({"license": "Apache-2.0", "persons": "none, procedural"})
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,7 +103,14 @@ class TalkingHeads(tfds.core.GeneratorBasedBuilder):
                 continue
             person = people.sample_person(config.seed, index)
             for number in range(config.clips_per_person):
-                example = _make_example(person, number, config)
+                example = examples.make_example(
+                    person,
+                    number,
+                    seed=config.seed,
+                    clips_per_person=config.clips_per_person,
+                    num_frames=config.num_frames,
+                    size=config.size,
+                )
                 yield example["key"], example
 
 
@@ -111,49 +120,6 @@ def unpack_masks(example: dict[str, Any]) -> UInt8[np.ndarray, "frames Y X"]:
     masks = flat.reshape(-1, int(example["height"]), int(example["width"]))
     assert masks.max() < len(render.MASK_NAMES)
     return masks
-
-
-def _make_example(
-    person: Person, number: int, config: TalkingHeadsConfig
-) -> dict[str, Any]:
-    scene, utterance = number // 2, person.index * config.clips_per_person + number
-    clip = clips.make_clip(
-        person,
-        scene=scene,
-        utterance=utterance,
-        num_frames=config.num_frames,
-        size=config.size,
-    )
-    name = f"{config.seed}_{person.index:07d}"
-    return {
-        "key": f"{name}_{number:04d}",
-        "person": name,
-        "scene": f"{name}_{scene:04d}",
-        "source": "talking_heads",
-        "rights": _RIGHTS,
-        "scores": json.dumps({}),
-        "schema_version": shards.SCHEMA_VERSION,
-        **_media(clip),
-        "motion": clip.motion,
-        "keypoints": clip.keypoints,
-        "phonemes": clip.phonemes,
-        "identity": clip.identity,
-        "masks": zlib.compress(clip.masks.tobytes()),
-    }
-
-
-def _media(clip: TalkingClip) -> dict[str, Any]:
-    num_frames, height, width, _ = clip.frames.shape
-    return {
-        "video": encode.encode_bytes(clip.frames),
-        "audio": np.round(clip.audio * 32767).astype(np.int16),
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "face_boxes": clip.face_boxes,
-        "mouth_boxes": clip.mouth_boxes,
-        "caption": clip.caption,
-    }
 
 
 def _array(*shape: int | None, dtype: type = np.float32) -> tfds.features.Tensor:

@@ -1,0 +1,92 @@
+"""Stage 2 on a small DiT, killed, stopped, resumed; its compiles (~120 s, 2 cores)."""
+
+import ast
+import json
+import signal
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import pytest
+
+from avatar_jax import checkpoint, sharding
+from avatar_jax.training import config as config_module
+from avatar_jax.training import state, step
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stage_runs import CONFIGS, SMALL, STAGES, start, train, write_records
+
+STAGE = STAGES[1]
+LONG = (  # two buckets, dropout and prefixes: data order and every random draw count
+    "--config.steps=40",
+    "--config.log_every=1",
+    "--config.checkpoint_every=5",
+    "--config.data.buckets=((4, 4, 0.5), (5, 4, 0.5))",
+)
+
+
+def interrupt(folder, workdir, number, line):
+    process = start(STAGE, folder, *LONG, workdir=workdir)
+    for printed in process.stdout:
+        if line in printed:
+            process.send_signal(number)
+            break
+    output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+def read_losses(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def read_weights(workdir):
+    return checkpoint.load_weights(workdir / checkpoint.WEIGHTS_NAME)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    write_records(folder / "records")
+    train(STAGE, folder, *LONG, workdir="whole")
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_resumed_dit_equals_the_uninterrupted_one_bit_for_bit(folder, number):
+    workdir = f"stopped_by_{number.name}"
+    code, output, errors = interrupt(folder, workdir, number, "step 12/40")
+    assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL), errors
+    assert ("SIGTERM: saved step" in output) == (number == signal.SIGTERM)
+    assert not (folder / workdir / checkpoint.WEIGHTS_NAME).exists()
+    assert "resumed at step" in train(STAGE, folder, *LONG, workdir=workdir)
+    assert read_losses(folder / workdir) == read_losses(folder / "whole")
+    chex.assert_trees_all_equal(
+        read_weights(folder / workdir), read_weights(folder / "whole")
+    )
+
+
+def test_one_compile_per_bucket(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    module = config_module.load_module(CONFIGS / f"{STAGE}.py")
+    config = module.get_config()
+    for argument in (*SMALL, *LONG):
+        name, _, text = argument.removeprefix("--config.").partition("=")
+        config_module.override(config, name, text)
+    run = module.get_run(config)
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2), jax.devices()[:2])
+    batches = iter(run.dataset(0, 1))
+    seen = set()
+    with jax.set_mesh(mesh):
+        current = state.create(run, mesh, next(batches))
+        chex.clear_trace_counter()
+        counted = chex.assert_max_traces(step.make_step(run), n=2)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, current)
+        take = jax.jit(counted, donate_argnums=0, out_shardings=(placed, None))
+        while len(seen) < 2 or int(current.step) < 6:
+            batch = next(batches)
+            seen.add(batch.target.latents.shape[1])
+            current, _ = take(current, sharding.put_batch(batch, mesh))
+        assert take._cache_size() == 2
+    assert seen == {row[0] for row in ast.literal_eval(LONG[-1].partition("=")[2])}
