@@ -5,7 +5,8 @@
 Three rows, medians of interleaved repeats in one run: `cached` reads keys and values
 made once per request; `uncached` makes them in every step; `dense` lets all rows attend
 to all (one joint sequence), as concatenating the reference to the video would. Then the
-fit a + b R + c R^2 of the cached row, and its quadratic part at the longest R.
+fit a + b R + c R^2 of the cached row, and its quadratic part at the longest R; a
+negative part says that it grows slower than linearly.
 """
 
 import argparse
@@ -135,7 +136,7 @@ def _report(seconds: dict, compile_seconds: dict) -> None:
     row = [seconds["cached", r] for r in LENGTHS]
     c, b, a = np.polyfit(lengths, row, 2)
     last = lengths[-1]
-    share = abs(c * last**2) / (a + b * last + c * last**2)
+    share = c * last**2 / (a + b * last + c * last**2)
     print(
         f"cached fit: {a:.4g} + {b:.4g} R + {c:.4g} R^2 s; "
         f"quadratic part at R = {last:.0f}: {100 * share:.1f} %"
