@@ -1,7 +1,6 @@
 """Stage 2 on a small DiT, killed, stopped, resumed; its compiles (~120 s, 2 cores)."""
 
 import ast
-import json
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from avatar_jax.training import state, step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stage_runs import CONFIGS, SMALL, STAGES, start, train, write_records
+from test_loop import read_losses, read_weights
 
 STAGE = STAGES[1]
 LONG = (  # two buckets, dropout and prefixes: data order and every random draw count
@@ -34,15 +34,6 @@ def interrupt(folder, workdir, number, line):
             break
     output, errors = process.communicate()
     return process.returncode, output, errors
-
-
-def read_losses(workdir):
-    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
-
-
-def read_weights(workdir):
-    return checkpoint.load_weights(workdir / checkpoint.WEIGHTS_NAME)[0]
 
 
 @pytest.fixture(scope="module")
