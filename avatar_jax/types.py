@@ -54,7 +54,8 @@ class Reference:
     segment_ids: Leaf  # B F int from 0; frames of one segment are neighbours
     audio: Leaf = None  # B 4F Dr, the clip's own speech; None: learned null
     audio_valid: Leaf = None  # B bool; None: all valid
-    motion: Leaf = None  # B 4F Dm, clean codes
+    motion: Leaf = None  # B 4F Dm, clean codes; None: dropped
+    motion_valid: Leaf = None  # B bool; None: all valid
     identity: Leaf = None  # B I, mean face embedding; zeros: absent
     faces: Leaf = None  # B crops Hf Wf C, encoded face crops, each its own segment
     faces_valid: Leaf = None  # B crops bool
@@ -85,8 +86,10 @@ class Conditions:
         None  # B P H W C, clean last latents of the previous chunk, first here
     )
     prefix_valid: Leaf = None  # B bool; None: all valid
+    prefix_motion: Leaf = None  # B 4(P-1)+1 Dm, the prefix's clean codes
     reference: Leaf = None  # Reference or ReferenceCache
     motion: Leaf = None  # B frames Dm, the model's own clean estimate; None: zeros
+    motion_valid: Leaf = None  # B bool, False: codes are not injected; None: all valid
     guidance: Leaf = None  # B scales, for distilled students
 
 
@@ -97,3 +100,26 @@ class Clip:
     target: VideoMotion
     conditions: Conditions
     mouth_mask: Leaf = None  # B F H W in [0, 1], share of the mouth in each latent cell
+    face_mask: Leaf = None  # the same of the face
+
+
+def drop_reference(reference: Reference, kept: Leaf) -> Reference:
+    """Make the references of some samples say nothing, in rows, speech or identity.
+
+    Args:
+      kept: B bool, samples that keep theirs.
+    """
+
+    def mask(valid: Leaf, otherwise: Leaf) -> Leaf:
+        valid = otherwise if valid is None else valid
+        return valid & kept.reshape(kept.shape + (1,) * (valid.ndim - 1))
+
+    identity, faces = reference.identity, reference.faces
+    every_crop = None if faces is None else kept[:, None].repeat(faces.shape[1], 1)
+    return reference.replace(
+        valid=mask(reference.valid, reference.valid),
+        audio_valid=mask(reference.audio_valid, kept),
+        motion_valid=mask(reference.motion_valid, kept),
+        identity=None if identity is None else identity * kept[:, None],
+        faces_valid=None if faces is None else mask(reference.faces_valid, every_crop),
+    )

@@ -15,6 +15,12 @@ from scipy import ndimage
 
 CROP_SCALE = 1.8  # side of a crop in sides of the face box; hair and shoulders show
 
+GREY = 127  # of 255, a blanked person
+
+_PERSON = np.array([0.18, 0.6])  # face sides of room beside and above a face
+_MARGIN = 0.15  # face sides around a face that its reference rows show
+_CANDIDATES = 50  # frames looked at for crops
+
 _CASCADE = "haarcascade_frontalface_alt.xml"  # Choice: fewest false faces of four
 _SEARCH_SIDE = 480  # pixels; larger pictures are searched reduced
 _SMALLEST = 24  # pixels in the searched picture
@@ -113,6 +119,92 @@ def mouth_boxes(
     """Return where the mouth is in each face box, with room for it to open."""
     sides = np.tile(faces[:, 2:] - faces[:, :2], 2)
     return (np.tile(faces[:, :2], 2) + _MOUTH * sides).astype(np.float32)
+
+
+def person_box(
+    faces: Float[np.ndarray, "frames 4"], height: int, width: int
+) -> Float32[np.ndarray, " 4"]:
+    """Return the part of a picture that shows a person: hair, head and chest.
+
+    Around all face boxes it leaves room for hair above and beside, and goes down to the
+    edge. Choice: TAVR grows the box of a person detector; boxes of faces come with
+    OpenCV alone.
+    """
+    low, high = faces[:, :2].min(axis=0), faces[:, 2:].max(axis=0)
+    side = np.median((faces[:, 2:] - faces[:, :2]).max(axis=1))
+    x0, y0 = low - _PERSON * side
+    x1 = high[0] + _PERSON[0] * side
+    box = np.array([max(x0, 0), max(y0, 0), min(x1, width), height])
+    return box.astype(np.float32)
+
+
+def blank_box(
+    frame: UInt8[np.ndarray, "Y X 3"], box: Float[np.ndarray, " 4"]
+) -> UInt8[np.ndarray, "Y X 3"]:
+    """Return the picture with a box of it grey: the zero of [-1, 1]."""
+    x0, y0 = np.floor(box[:2]).astype(int)
+    x1, y1 = np.ceil(box[2:]).astype(int)
+    blank = frame.copy()
+    blank[y0:y1, x0:x1] = GREY
+    return blank
+
+
+def token_boxes(
+    faces: Float[np.ndarray, "frames 4"],
+) -> Float32[np.ndarray, "frames 4"]:
+    """Grow face boxes to what reference rows show: forehead, hair and a margin.
+
+    TAVR raises the top by half a box and pads by 24 of 480 pixels on every side.
+    """
+    side = (faces[:, 2:] - faces[:, :2]).max(axis=1, keepdims=True)
+    low = faces[:, :2] - side * np.array([_MARGIN, 0.5])
+    return np.concatenate([low, faces[:, 2:] + _MARGIN * side], 1).astype(np.float32)
+
+
+def face_crops(
+    frames: UInt8[np.ndarray, "frames Y X 3"],
+    boxes: Float[np.ndarray, "frames 4"],
+    count: int,
+    *,
+    size: int,
+    scale: float = 1.5,
+) -> UInt8[np.ndarray, "crops size size 3"]:
+    """Cut out `count` sharp faces that look different from each other.
+
+    Of the sharper half of up to 50 frames the sharpest comes first, then always the
+    face farthest from those already chosen: other poses, an open mouth, other looks.
+    Where there are fewer frames, faces repeat.
+    """
+    index = np.unique(np.linspace(0, len(frames) - 1, _CANDIDATES).round().astype(int))
+    crops = np.stack([_crop_face(frames[i], boxes[i], scale, size) for i in index])
+    thumbs = np.stack(
+        [cv2.resize(c, (16, 16), interpolation=cv2.INTER_AREA) for c in crops]
+    )
+    thumbs = thumbs.reshape(len(crops), -1).astype(np.float32)
+    sharp = np.array(
+        [
+            cv2.Laplacian(cv2.cvtColor(c, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var()
+            for c in crops
+        ]
+    )
+    chosen = [int(sharp.argmax())]
+    usable = sharp >= np.median(sharp)
+    while len(chosen) < count:
+        distance = np.linalg.norm(thumbs[:, None] - thumbs[None, chosen], axis=-1)
+        chosen.append(
+            int((distance.min(axis=1) + usable * 1e-3 - 1e9 * ~usable).argmax())
+        )
+    return crops[chosen]
+
+
+def _crop_face(
+    frame: UInt8[np.ndarray, "Y X 3"],
+    face: Float[np.ndarray, " 4"],
+    scale: float,
+    size: int,
+) -> UInt8[np.ndarray, "size size 3"]:
+    centre, half = (face[:2] + face[2:]) / 2, scale * (face[2:] - face[:2]).max() / 2
+    return crop_square(frame, np.concatenate([centre - half, centre + half]), size)
 
 
 def _corner_and_side(box: Float[np.ndarray, " 4"]):

@@ -218,16 +218,26 @@ class Embed(nn.Module):
             raise ValueError("The motion stream is on; give noisy.motion codes.")
         estimate = conditions.motion
         estimate = jnp.zeros_like(noisy.motion) if estimate is None else estimate
-        return self.motion(noisy.motion, estimate, time)
+        # Codes that equal their estimate are clean, as those of reference rows are.
+        codes, estimate = (
+            place_prefix_codes(c, conditions) for c in (noisy.motion, estimate)
+        )
+        return _keep(self.motion(codes, estimate, time), conditions.motion_valid)
 
     def _embed_reference_motion(
         self, reference: Reference, time: Float[Array, "1 D"]
     ) -> Float[Array, "B F 4 D"] | None:
-        if not self.cfg.motion_width or reference.motion is None:
+        if not self.cfg.motion_width:
             return None
-        batch = reference.motion.shape[0]
+        batch, frames = reference.latents.shape[:2]
+        codes, valid = reference.motion, reference.motion_valid
+        if codes is None:
+            codes = jnp.zeros(
+                (batch, FRAMES_PER_LATENT * frames, self.cfg.motion_width)
+            )
+            valid = jnp.zeros((batch,), bool)
         time = jnp.broadcast_to(time, (batch, time.shape[1]))
-        return self.motion(reference.motion, reference.motion, time)
+        return _keep(self.motion(codes, codes, time), valid)
 
     def _embed_identity(
         self, reference: Reference
@@ -246,9 +256,35 @@ def place_prefix(
     if conditions.prefix is None:
         return latents, jnp.zeros((batch, frames), bool)
     length = conditions.prefix.shape[1]
-    valid = conditions.prefix_valid
-    valid = jnp.ones((batch,), bool) if valid is None else valid
-    is_clean = valid[:, None] & (jnp.arange(frames) < length)[None]
+    is_clean = _has_prefix(conditions) & (jnp.arange(frames) < length)[None]
     tail = ((0, 0), (0, frames - length), (0, 0), (0, 0), (0, 0))
     prefix = jnp.pad(conditions.prefix, tail)
     return jnp.where(is_clean[..., None, None, None], prefix, latents), is_clean
+
+
+def place_prefix_codes(
+    codes: Float[Array, "B frames Dm"], conditions: Conditions
+) -> Float[Array, "B frames Dm"]:
+    """Put the prefix's clean motion codes, where there are any, at the first frames."""
+    if conditions.prefix is None or conditions.prefix_motion is None:
+        return codes
+    frames, length = codes.shape[1], conditions.prefix_motion.shape[1]
+    prefix = jnp.pad(conditions.prefix_motion, ((0, 0), (0, frames - length), (0, 0)))
+    is_clean = _has_prefix(conditions) & (jnp.arange(frames) < length)[None]
+    return jnp.where(is_clean[..., None], prefix, codes)
+
+
+def _has_prefix(conditions: Conditions) -> Bool[Array, "B 1"]:
+    valid = conditions.prefix_valid
+    if valid is None:
+        valid = jnp.ones((conditions.prefix.shape[0],), bool)
+    return valid[:, None]
+
+
+def _keep(
+    motion_tokens: Float[Array, "B F 4 D"], valid: Bool[Array, " B"] | None
+) -> Float[Array, "B F 4 D"]:
+    """Null the motion tokens of samples whose motion is dropped."""
+    if valid is None:
+        return motion_tokens
+    return jnp.where(valid[:, None, None, None], motion_tokens, 0)

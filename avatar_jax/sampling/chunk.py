@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from avatar_jax.flow import guidance, solver
+from avatar_jax.models import embed
 from avatar_jax.models.codec import LatentCodec
 from avatar_jax.types import Conditions, Reference, ReferenceCache, VideoMotion
 
@@ -72,7 +73,7 @@ def sample_chunk(
     sample = solver.solve(
         velocity_fn, noise, times, rng=rng, overshoot=settings.overshoot
     )
-    return sample.replace(latents=_restore_prefix(sample.latents, passes.full))
+    return _restore_prefix(sample, passes.full)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -97,15 +98,10 @@ def decode_pixels(
     return state, jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
-def _restore_prefix(
-    latents: Float[Array, "B F H W C"], conditions: Conditions
-) -> Float[Array, "B F H W C"]:
+def _restore_prefix(sample: VideoMotion, conditions: Conditions) -> VideoMotion:
     """Put the clean prefix back where there is one: the network only saw it."""
-    prefix = conditions.prefix
-    if prefix is None:
-        return latents
-    held = jnp.concatenate([prefix, latents[:, prefix.shape[1] :]], axis=1)
-    if conditions.prefix_valid is None:
-        return held
-    valid = conditions.prefix_valid[:, None, None, None, None]
-    return jnp.where(valid, held, latents)
+    latents, _ = embed.place_prefix(sample.latents, conditions)
+    motion = sample.motion
+    if motion is not None:
+        motion = embed.place_prefix_codes(motion, conditions)
+    return VideoMotion(latents, motion)

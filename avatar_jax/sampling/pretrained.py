@@ -35,7 +35,15 @@ class Card:
     speech: str = "log_mel"
     text: str = "bytes"
     text_length: int = 64
-    reference_latents: int = 0  # of the person's video; 0: the still alone
+    reference_latents: int = 0  # of the person's video, at most; 0: the still alone
+    segment_latents: int = 12  # of one reference segment, at most
+    face_crops: int = 0  # of the reference, encoded
+    face_size: int = 64  # pixels, side of an encoded face crop
+    identity: str = ""  # encoder of face embeddings; "procedural": the training judge
+    motion: str = ""  # encoder of motion codes; "procedural": the training judge
+    motion_mean: tuple[float, ...] = ()  # codes are given as (code - mean) / std
+    motion_std: tuple[float, ...] = ()
+    blank_still: bool = False  # trained on stills whose person is blanked
     # What these weights are best sampled with, as validation people showed.
     num_steps: int = 24
     overshoot: float = 0.0

@@ -44,6 +44,7 @@ class Prepared:
     null_text: Leaf  # B L Dt, the empty prompt
     negative_text: Leaf = None  # B L Dt, for text guidance; None: the empty prompt
     reference: Reference | None = None
+    still_valid: Leaf = None  # B h w bool, patch grid; None: all valid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +119,17 @@ def sample_latents(
     schedule = times.schedule(settings.num_steps, shift=settings.shift)
     shared = _shared_passes(model, params, prepared, settings)
     batch, _, *cell = prepared.still.shape
-    prefix = jnp.zeros((batch, plan.overlap, *cell))
+    prefix = _no_prefix(model, plan, (batch, *cell))
     anchor = jnp.asarray(prepared.still)
+    patch = model.cfg.patch
+    everywhere = jnp.ones((batch, cell[0] // patch, cell[1] // patch), bool)
+    seen = everywhere if prepared.still_valid is None else prepared.still_valid
     for index in range(plan.num_chunks):
         passes = _place(
             shared,
             audio=jnp.asarray(prepared.speech[:, plan.audio_rows(index)]),
             still=anchor,
+            still_valid=seen if index == 0 else everywhere,
             prefix=prefix,
             prefix_valid=jnp.full((batch,), index > 0),
         )
@@ -132,10 +137,11 @@ def sample_latents(
         key = jax.random.fold_in(solver_rng, index)
         sample = chunk.sample_chunk(
             model, params, noise, passes, schedule, key, settings
-        ).latents
-        yield sample if index == 0 else sample[:, plan.overlap :]
-        prefix = sample[:, -plan.overlap :]
-        anchor = sample[:, :1] if index == 0 else anchor
+        )
+        made = sample.latents
+        yield made if index == 0 else made[:, plan.overlap :]
+        prefix = _cut_prefix(sample, plan.overlap)
+        anchor = made[:, :1] if index == 0 else anchor
 
 
 def decode_stream(
@@ -202,13 +208,19 @@ def _place(
     *,
     audio: Float[Array, "B frames Da"],
     still: Float[Array, "B 1 H W C"],
-    prefix: Float[Array, "B P H W C"],
+    still_valid: Bool[Array, "B h w"],
+    prefix: VideoMotion,
     prefix_valid: Bool[Array, " B"],
 ) -> chunk.Passes:
     """Add what one chunk is told to the conditions of every pass."""
     return jax.tree.map(
         lambda told: told.replace(
-            audio=audio, still=still, prefix=prefix, prefix_valid=prefix_valid
+            audio=audio,
+            still=still,
+            still_valid=still_valid,
+            prefix=prefix.latents,
+            prefix_motion=prefix.motion,
+            prefix_valid=prefix_valid,
         ),
         passes,
         is_leaf=lambda leaf: isinstance(leaf, Conditions),
@@ -234,6 +246,24 @@ def _chunk_noise(
             (item[0], model.cfg.motion_width),
         )
     return VideoMotion(draw_noise(video_rng, first, latents, item), motion)
+
+
+def _no_prefix(model: nn.Module, plan: Plan, item: tuple[int, ...]) -> VideoMotion:
+    """Return zeros in the shape of a prefix; `item` is the shape (B, H, W, C)."""
+    batch, *cell = item
+    motion = None
+    if model.cfg.motion_width:
+        frames = count_frames(plan.overlap)
+        motion = jnp.zeros((batch, frames, model.cfg.motion_width))
+    return VideoMotion(jnp.zeros((batch, plan.overlap, *cell)), motion)
+
+
+def _cut_prefix(sample: VideoMotion, overlap: int) -> VideoMotion:
+    """Take the end of a chunk: its last latents and their motion codes."""
+    motion = sample.motion
+    if motion is not None:
+        motion = motion[:, -count_frames(overlap) :]
+    return VideoMotion(sample.latents[:, -overlap:], motion)
 
 
 def _one_ahead(items: Iterable) -> Iterator:
