@@ -11,18 +11,19 @@ from avatar_jax.evaluation import (
     clip_scores,
     demo_cases,
     demo_scores,
-    judges,
+    judge_commands,
     report,
     side_by_side,
 )
+from avatar_jax.models import judges
 from avatar_jax.sampling import chunk, pretrained
 from avatar_jax.types import InputError
 
 EXAMPLE = """examples:
   python -m avatar_jax.evaluate demo --out scores --cases 16
   python -m avatar_jax.evaluate clips --records data/me --weights me.safetensors
-  python -m avatar_jax.evaluate train-judge --role evaluation --seed 2
-  python -m avatar_jax.evaluate score-judge --role evaluation --seed 77"""
+  python -m avatar_jax.evaluate train-judge --kind identity --role evaluation --seed 2
+  python -m avatar_jax.evaluate score-judge --kind motion --role training --seed 1"""
 
 SHOWN_CASES = 4  # in side_by_side.mp4
 
@@ -49,7 +50,7 @@ def score_demo(
     """
     if num_cases < 2:
         raise InputError(f"expected --cases of 2 or more, came {num_cases}.")
-    judge = judges.load(judges.asset("evaluation"))
+    judge = judges.load(judges.asset("motion", "evaluation"))
     out.mkdir(parents=True, exist_ok=True)
     cases = demo_cases.make_cases(
         out / "cases",
@@ -143,33 +144,6 @@ def _run_clips(arguments: argparse.Namespace) -> None:
     print(clip_scores.format_scores(metrics))
 
 
-def _train_judge(arguments: argparse.Namespace) -> None:
-    config = judges.JudgeConfig(
-        role=arguments.role,
-        seed=arguments.seed,
-        people=arguments.people,
-        num_steps=arguments.steps,
-    )
-    out = Path(arguments.out or judges.asset(arguments.role))
-    if not out.parent.is_dir():
-        raise InputError(f"expected a folder to write into, {out.parent} is none.")
-    started = time.time()
-    judges.save(out, judges.train(config), config)
-    print(f"wrote {out} after {time.time() - started:.0f} s: {config}")
-    _print_table(out, people=arguments.held_out, seed=arguments.seed)
-
-
-def _score_judge(arguments: argparse.Namespace) -> None:
-    path = Path(arguments.judge or judges.asset(arguments.role))
-    _print_table(path, people=arguments.held_out, seed=arguments.seed)
-
-
-def _print_table(path: Path, *, people: int, seed: int) -> None:
-    judge = judges.load(path)
-    print(f"{path.name}, {people} validation people of seed {seed}, one clip each:\n")
-    print(judges.format_table(judges.held_out_table(judge, people=people, seed=seed)))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m avatar_jax.evaluate",
@@ -200,24 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--overshoot", type=float, help="default: the weights'")
         sub.add_argument("--audio-guidance", type=float, help="default: the weights'")
         sub.add_argument("--seed", type=int, default=0)
-    _add_judges(commands)
+    judge_commands.add_commands(commands)
     return parser
-
-
-def _add_judges(commands: argparse._SubParsersAction) -> None:
-    defaults = judges.JudgeConfig()
-    train = commands.add_parser("train-judge", help="train a motion judge")
-    train.set_defaults(run=_train_judge)
-    train.add_argument("--people", type=int, default=defaults.people)
-    train.add_argument("--steps", type=int, default=defaults.num_steps)
-    train.add_argument("--out", metavar="SAFETENSORS", help="default: package data")
-    score = commands.add_parser("score-judge", help="print how well a judge reads")
-    score.set_defaults(run=_score_judge)
-    score.add_argument("--judge", metavar="SAFETENSORS", help="default: the role's")
-    for sub in (train, score):
-        sub.add_argument("--role", choices=("training", "evaluation"), required=True)
-        sub.add_argument("--seed", type=int, required=True, help="of its people")
-        sub.add_argument("--held-out", type=int, default=60, help="validation people")
 
 
 def cli() -> int:

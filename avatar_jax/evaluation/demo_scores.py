@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from avatar_jax.evaluation import judges
 from avatar_jax.evaluation.demo_cases import Case
 from avatar_jax.evaluation.judge_frames import codec_round_trip
 from avatar_jax.evaluation.metrics import bootstrap, sync, texture
 from avatar_jax.evaluation.metrics.psnr import psnr
 from avatar_jax.media import decode, encode
+from avatar_jax.models import judges
 from avatar_jax.models.codec import LatentCodec
 from avatar_jax.sampling import chunk, delivery, request, video
 from avatar_jax.sampling.pretrained import Pretrained

@@ -1,4 +1,4 @@
-"""Frames with known motion codes, degraded as generated video is degraded."""
+"""Frames of which the truth is known, degraded as generated video is degraded."""
 
 import dataclasses
 import functools
@@ -38,14 +38,11 @@ def make_mixed(split: str, count: int, *, seed: int) -> JudgeFrames:
     be told from who it is: a judge that learnt people would fail on new ones.
     """
     rng = np.random.default_rng(seed)
-    tracks = _speaker_tracks(seed)
-    blinks = MOTION_NAMES.index("blink_left"), MOTION_NAMES.index("blink_right")
+    tracks = speaker_tracks(seed)
     parts = []
     for number, index in enumerate(tqdm(people_of(split, count), desc=split)):
         person = people.sample_person(seed, index)
-        speakers = rng.integers(0, TRACKS, len(MOTION_NAMES))
-        speakers[blinks[1]] = speakers[blinks[0]]  # eyes close together
-        codes = tracks[speakers, :, np.arange(len(MOTION_NAMES))].T
+        codes = mix_tracks(rng, tracks)
         place = scene.sample_scene(person, 0)
         drawn = render.render(person.looks, place, codes, JUDGE_SIZE)
         variant = VARIANTS[number % len(VARIANTS)]
@@ -92,7 +89,18 @@ def _join(parts: list[JudgeFrames]) -> JudgeFrames:
     )
 
 
-def _speaker_tracks(seed: int) -> Float[np.ndarray, "speakers frames codes"]:
+def mix_tracks(
+    rng: np.random.Generator, tracks: Float[np.ndarray, "speakers frames codes"]
+) -> Float[np.ndarray, "frames codes"]:
+    """Let each code follow the track of another speaker; eyes close together."""
+    speakers = rng.integers(0, len(tracks), len(MOTION_NAMES))
+    blinks = MOTION_NAMES.index("blink_left"), MOTION_NAMES.index("blink_right")
+    speakers[blinks[1]] = speakers[blinks[0]]
+    return tracks[speakers, :, np.arange(len(MOTION_NAMES))].T
+
+
+def speaker_tracks(seed: int) -> Float[np.ndarray, "speakers frames codes"]:
+    """Return one second of motion of each of `TRACKS` speakers of the train split."""
     tracks = []
     for index in tqdm(people_of("train", TRACKS), desc="speakers"):
         person = people.sample_person(seed, index)
@@ -136,22 +144,22 @@ def degrade(
     blur_rng, gain_rng, noise_rng, level_rng = jax.random.split(rng, 4)
     count = frames.shape[0]
     sigma = jnp.maximum(jax.random.uniform(blur_rng, (count,), minval=-1, maxval=1), 0)
-    frames = jax.vmap(_blur)(frames, sigma)
+    frames = jax.vmap(blur)(frames, sigma)
     gain = jax.random.uniform(gain_rng, (count, 1, 1, 3), minval=0.92, maxval=1.08)
     level = jax.random.uniform(level_rng, (count, 1, 1, 1), maxval=0.05)
     noise = level * jax.random.normal(noise_rng, frames.shape)
     return jnp.clip(frames * gain + noise, -1, 1)
 
 
-def _blur(
-    frame: Float[Array, "Y X 3"], sigma: Float[Array, ""]
+def blur(
+    frame: Float[Array, "Y X 3"], sigma: Float[Array, ""], reach: int = 1
 ) -> Float[Array, "Y X 3"]:
-    """Convolve with a 3x3 Gaussian; sigma in pixels, 0 changes nothing."""
-    offsets = jnp.arange(-1, 2)
+    """Convolve with a Gaussian of 2 reach + 1 taps; sigma in pixels, 0 is no blur."""
+    offsets = jnp.arange(-reach, reach + 1)
     taps = jnp.exp(-(offsets**2) / (2 * jnp.maximum(sigma, 1e-3) ** 2))
     taps = taps / taps.sum()
     for axis in (0, 1):
-        pad = [(1, 1) if a == axis else (0, 0) for a in range(3)]
+        pad = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
         wide = jnp.pad(frame, pad, mode="edge")
         size = frame.shape[axis]
         frame = sum(

@@ -1,22 +1,28 @@
-"""Frozen judges of motion: what the face in a picture does.
+"""Frozen judges of motion: what the face in a picture does, and whether it fits speech.
 
 `MotionRegressor` reads the motion codes of the procedural people from single frames. It
-serves as a metric, as a frozen space for losses and as a reward, each time with weights
-of the right role: a model is never graded by what it was optimised for.
-
-It looks twice: a coarse pass over the picture finds eyes and mouth, then small networks
+looks twice: a coarse pass over the picture finds eyes and mouth, then small networks
 look at patches cut there, which resolves lips and pupils that are few pixels wide.
+
+`SyncNetwork` embeds eight frames of a mouth and the speech of the same time; what
+belongs together lies close by (SyncNet: Chung and Zisserman, ACCV 2016 workshops).
 """
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 JUDGE_SIZE = 64  # pixels, side of the picture that the regressor reads
 # Place -> (samples a side, side in distances from eyes to mouth)
 PATCHES = {"eye_left": (20, 1.5), "eye_right": (20, 1.5), "mouth": (24, 1.7)}
+SYNC_FRAMES = 8  # of a window, 0.32 s
+SYNC_WIDTH = 64
+SPOKEN = ("mouth_open", "mouth_width")  # codes that speech determines
+_MOUTH_ROWS, _MOUTH_COLUMNS = slice(26, 58), slice(8, 56)  # of a portrait of 64 pixels
 
 
 class MotionRegressor(nn.Module):
@@ -52,6 +58,43 @@ class MotionRegressor(nn.Module):
             looks.append((mouth if name == "mouth" else eye)(patch))
         x = nn.gelu(nn.Dense(96, name="join")(jnp.concatenate(looks, -1)))
         return nn.Dense(self.codes, name="codes_out")(x), found
+
+
+class SyncNetwork(nn.Module):
+    """Two networks: windows of mouths and of speech to vectors of one space."""
+
+    @nn.compact
+    def __call__(
+        self, mouths: Float[Array, "B F Y X 3"], speech: Float[Array, "B F A"]
+    ) -> tuple[
+        Float[Array, "B windows D"], Float[Array, "B windows D"], Float[Array, "B F c"]
+    ]:
+        """Return both embeddings of the window from each frame on, not scaled.
+
+        The third result is `SPOKEN` as read from each frame, which training uses.
+
+        Args:
+          mouths: `crop_mouth` of `SYNC_FRAMES` or more frames in [-1, 1].
+          speech: their rows of `speech.LogMel`.
+        """
+        seen = Tower((24, 32, 48), side=5, hidden=40, name="tower")(
+            einops.rearrange(mouths, "b f y x c -> (b f) y x c")
+        )
+        seen = einops.rearrange(seen, "(b f) c -> b f c", b=mouths.shape[0])
+        codes = nn.Dense(len(SPOKEN), name="spoken")(seen)
+        heard = nn.gelu(nn.Dense(40, name="row")(speech))
+        ends = []
+        for name, x in (("mouth", seen), ("speech", heard)):
+            window = nn.Conv(96, (SYNC_FRAMES,), padding="VALID", name=f"join_{name}")
+            ends.append(nn.Dense(SYNC_WIDTH, name=name)(nn.gelu(window(x))))
+        return ends[0], ends[1], codes
+
+
+def crop_mouth(
+    frames: Shaped[Array | np.ndarray, "*lead 64 64 3"],
+) -> Shaped[Array | np.ndarray, "*lead Y X 3"]:
+    """Cut the part of a portrait of 64 pixels in which the mouth moves."""
+    return frames[..., _MOUTH_ROWS, _MOUTH_COLUMNS, :]
 
 
 class Tower(nn.Module):

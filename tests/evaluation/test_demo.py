@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from avatar_jax import checkpoint, command, evaluate
-from avatar_jax.evaluation import demo_cases, demo_scores, judge_frames, judges
+from avatar_jax.evaluation import demo_cases, demo_scores, judge_frames
 from avatar_jax.evaluation.metrics import sync
 from avatar_jax.media import decode
+from avatar_jax.models import judges
 from avatar_jax.models.dit import AvatarDiT
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.models.speech import LogMel
@@ -107,7 +108,7 @@ def test_a_truth_shown_as_generated_scores_as_the_ceiling(scored, tmp_path):
         (case.folder / "generated.mp4").write_bytes(shown)
         other = cases[(number + 1) % 3].folder / "codec.mp4"
         (case.folder / "wrong_speech.mp4").write_bytes(other.read_bytes())
-    judge = judges.load(judges.asset("evaluation"))
+    judge = judges.load(judges.asset("motion", "evaluation"))
     scores = demo_scores.score_cases(cases, judge)
     numbers = scores.summary()
     ceiling = numbers["sync_correlation_codec_ceiling"]
