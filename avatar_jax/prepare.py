@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from avatar_jax import command
-from avatar_jax.models import codec, speech, text
-from avatar_jax.preparation import clips, procedural, tiers
+from avatar_jax.models import codec, faces, judges, speech, text
+from avatar_jax.preparation import clips, latents, procedural, tiers
 from avatar_jax.types import InputError
 
 SIZES = (64, 96, 128)  # pixels
@@ -68,10 +68,15 @@ def prepare_procedural(arguments: argparse.Namespace) -> None:
 
 
 def _add_tiers(directory: Path, video: codec.LatentCodec, motion=None) -> None:
+    judge = judges.load(judges.asset("identity", "training"))
     tiers.add_features(
-        directory, speech=speech.LogMel(), text=text.Bytes(), motion=motion
+        directory,
+        speech=speech.LogMel(),
+        text=text.Bytes(),
+        motion=motion,
+        identity=(judge.embed, faces.IDENTITY_WIDTH),
     )
-    tiers.add_latents(directory, codec=video)
+    latents.add_latents(directory, codec=video)
 
 
 def _read_list(path: Path | None) -> tuple[str, ...]:

@@ -1,28 +1,29 @@
 """From the values of a stage's config file to the objects of its run."""
 
-import dataclasses
+from typing import Any
 
 import ml_collections
 
-from avatar_jax.data import pipeline
-from avatar_jax.evaluation import held_out
+from avatar_jax.data import pipeline, sources
+from avatar_jax.evaluation import held_out, training_cases
 from avatar_jax.models import codec, dit
 from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.objectives import flow_matching
+from avatar_jax.objectives import flow_matching, human_aware, personality
 from avatar_jax.sampling import pretrained
 from avatar_jax.training import config as config_module
 from avatar_jax.training import optimizer
-from avatar_jax.types import Clip
+from avatar_jax.types import InputError
 
 
 def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
-    """Make a run of flow matching (stages 1 and 2).
+    """Make a run of flow matching (stages 1 to 3).
 
     Args:
       config: the fields of `TrainConfig`, and the groups `model` (DiTConfig), `data`
         (PipelineConfig), `objective` (FlowMatchingConfig), `optimizer`
-        (OptimizerConfig), `preview` (arguments of `held_out.make_evaluators`) and
-        `sampler` (fields of `Card` that the weights carry to `sample`).
+        (OptimizerConfig), `preview` (arguments of `held_out.make_evaluators`),
+        `sampler` (fields of `Card` that the weights carry to `sample`); in stage 3 also
+        `human` (HumanAwareConfig) and `cases` (arguments of `CaseEvaluator`).
 
     Raises:
       InputError: a value that its dataclass refuses.
@@ -30,33 +31,27 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
     build, values = config_module.build, config.to_dict()
     data = build(pipeline.PipelineConfig, values.pop("data"))
     model = dit.AvatarDiT(build(DiTConfig, values.pop("model")))
+    _check_reference(model.cfg, data)
     video = codec.DCTCodec(channels=model.cfg.channels)
-    objective = flow_matching.FlowMatching(
+    flow = flow_matching.FlowMatching(
         model,
         video.energy,
         build(flow_matching.FlowMatchingConfig, values.pop("objective")),
         patch=model.cfg.patch,
+        motion_width=model.cfg.motion_width,
     )
+    objective, judged = flow, values.pop("human", None)
+    if judged is not None:
+        human = build(human_aware.HumanAwareConfig, judged)
+        objective = personality.Personality(flow, video, human)
     rates = build(optimizer.OptimizerConfig, values.pop("optimizer"))
-    preview, sampler = values.pop("preview"), values.pop("sampler")
+    preview, cases = values.pop("preview"), values.pop("cases", None)
+    sampler = values.pop("sampler")
     train = build(config_module.TrainConfig, values)
-
-    known = {
-        "config": model.cfg,
-        "size": 0,  # until a batch is seen
-        "chunk_latents": max(latents for latents, *_ in data.buckets),
-        "codec": video.name,
-    }
-    card = build(pretrained.Card, sampler | known)
-
-    def describe(batch: Clip) -> dict:
-        seen = dataclasses.replace(
-            card,
-            size=batch.target.latents.shape[2] * video.spatial_stride,
-            text_length=batch.conditions.text.shape[1],
-        )
-        return seen.to_metadata()
-
+    card = build(pretrained.Card, sampler | _describe(model.cfg, data, video))
+    evaluators = held_out.make_evaluators(flow, video, data, **preview)
+    if cases is not None:
+        evaluators += (training_cases.CaseEvaluator(card, **cases),)
     return config_module.Run(
         train=train,
         objective=objective,
@@ -64,9 +59,45 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
         dataset=lambda index, count: pipeline.make_dataset(
             data, process_index=index, process_count=count
         ),
-        describe=describe,
-        evaluators=held_out.make_evaluators(objective, video, data, **preview),
+        describe=lambda batch: card.to_metadata(),
+        evaluators=evaluators,
+        frozen_as_made=() if judged is None else ("judges",),
         check_parent=lambda metadata, path: pretrained.check_parent(
             model.cfg, metadata, path
         ),
     )
+
+
+def _describe(
+    config: DiTConfig, data: pipeline.PipelineConfig, video: codec.LatentCodec
+) -> dict[str, Any]:
+    """Return the fields of the card that follow from model and data."""
+    source = sources.ClipSource(data.directories[0], data.split, video.name)
+    _, record = source.read_next(range(len(source.sizes)), 0)
+    known = {
+        "config": config,
+        "size": record.latents.shape[2] * video.spatial_stride,
+        "chunk_latents": max(latents for latents, *_ in data.buckets),
+        "codec": video.name,
+        "text_length": len(source.null_text),
+    }
+    if config.faces and data.reference.segment_latents:
+        crops, side, *_ = record.faces.shape
+        known |= {"face_crops": crops, "face_size": side * video.spatial_stride}
+    if config.identity_width:
+        known["identity"] = "procedural"
+    if config.motion_width and source.motion_scale is not None:
+        mean, std = source.motion_scale.tolist()
+        known |= {"motion": "procedural", "motion_mean": mean, "motion_std": std}
+    if data.reference.segment_latents:
+        known["segment_latents"] = data.reference.segment_latents
+    return known | {"blank_still": data.blank_still > 0}
+
+
+def _check_reference(config: DiTConfig, data: pipeline.PipelineConfig) -> None:
+    """Raise InputError where model and data disagree about the reference."""
+    if config.reference != bool(data.reference.segment_latents):
+        raise InputError(
+            f"model.reference={config.reference}, but data.reference.segment_latents="
+            f"{data.reference.segment_latents}; set both, or neither."
+        )

@@ -5,8 +5,9 @@ with TFDS metadata, so that `tfds.builder_from_directory(tier).as_data_source(sp
 reads it as well:
 
   clips_media/              video, audio, boxes, caption, rights, scores
-  clips_features/           speech, text and motion codes; null_text.npy beside them
-  clips_latents/<codec>/    latents, mouth mask
+  clips_features/           speech, text, motion codes, face embedding; beside them
+                            null_text.npy and motion_scale.npy
+  clips_latents/<codec>/    latents, masks, the blanked still, face crops
 
 Arrays are raw little-endian bytes: float16 where a network wrote them.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import message
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from avatar_jax.data import shards
 from avatar_jax.types import InputError
@@ -59,21 +60,39 @@ def media_schema() -> tfds.features.FeaturesDict:
     )
 
 
-def features_schema(*, motion_width: int) -> tfds.features.FeaturesDict:
-    """Describe clips_features; one row per frame; no motion codes: width 0."""
+def features_schema(
+    *, motion_width: int, identity_width: int = 0
+) -> tfds.features.FeaturesDict:
+    """Describe clips_features; one row per frame; a width of 0: the field is absent.
+
+    `identity` is the mean face embedding of the clip, a unit vector.
+    """
     motion = {"motion": _array(None, motion_width, dtype=np.float32)}
+    identity = {"identity": _array(identity_width, dtype=np.float32)}
     return _schema(
+        person=tfds.features.Text(),
+        scene=tfds.features.Text(),
         speech=_array(None, None, dtype=np.float16),
         text=_array(None, None, dtype=np.float16),
         **(motion if motion_width else {}),
+        **(identity if identity_width else {}),
     )
 
 
 def latents_schema() -> tfds.features.FeaturesDict:
-    """Describe clips_latents: F H W C, and the mouth's share of each cell."""
+    """Describe clips_latents: all arrays float16, C latent channels.
+
+    Masks hold the share of each cell that lies in the mouth's or the face's box; the
+    face's is grown to what reference rows show. `still` is frame 0 with the person
+    blanked, `still_mask` the share of each cell that is blank. `faces` are crops.
+    """
     return _schema(
         latents=_array(None, None, None, None, dtype=np.float16),
         mouth_mask=_array(None, None, None, dtype=np.float16),
+        face_mask=_array(None, None, None, dtype=np.float16),
+        still=_array(1, None, None, None, dtype=np.float16),
+        still_mask=_array(None, None, dtype=np.float16),
+        faces=_array(None, None, None, None, dtype=np.float16),
     )
 
 
@@ -144,6 +163,10 @@ class TierSource:
         """Return `clip_size` of every record without reading any."""
         return np.load(shards.sizes_path(self.directory, self.split))
 
+    def read_people(self) -> Shaped[np.ndarray, "records 2"]:
+        """Return person and scene of every record, as strings, without reading any."""
+        return np.load(shards.people_path(self.directory, self.split))
+
 
 def read_tier(directory: str | pathlib.Path, split: str) -> TierSource:
     """Open one split of one tier for random access.
@@ -168,3 +191,17 @@ def read_null_text(dataset: str | pathlib.Path) -> Float[np.ndarray, "L D"]:
     if not path.exists():
         raise InputError(f"{path} is missing: run `python -m avatar_jax.prepare`.")
     return np.load(path)
+
+
+def write_motion_scale(
+    dataset: str | pathlib.Path, scale: Float[np.ndarray, "2 Dm"]
+) -> None:
+    """Store mean and standard deviation of the motion codes over training clips."""
+    path = tier_directory(dataset, FEATURES) / "motion_scale.npy"
+    shards.save_array(path, scale.astype(np.float32))
+
+
+def read_motion_scale(dataset: str | pathlib.Path) -> Float[np.ndarray, "2 Dm"] | None:
+    """Load mean and deviation of the motion codes; None: there are no codes."""
+    path = tier_directory(dataset, FEATURES) / "motion_scale.npy"
+    return np.load(path) if path.exists() else None

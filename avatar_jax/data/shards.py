@@ -17,7 +17,7 @@ from array_record.python import array_record_module
 
 from avatar_jax.types import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARD_BYTES = 256 * 2**20
 
 
@@ -43,6 +43,7 @@ class TierWriter:
         self._bytes = 0  # in the open shard
         self._writer = None
         self._sizes: list[tuple[int, ...]] = []
+        self._people: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -77,6 +78,8 @@ class TierWriter:
         self._bytes += len(record)
         self._lengths[-1] += 1
         self._sizes.append(clip_size(kept))
+        if "person" in kept:
+            self._people.append((kept["person"], kept["scene"]))
 
     def _open_shard(self) -> None:
         if self._writer is not None:
@@ -104,6 +107,9 @@ class TierWriter:
             name = _shard_name(self._directory, self._split, number)
             os.replace(shard, self._directory / name)
         save_array(sizes_path(self._directory, self._split), np.array(self._sizes))
+        if self._people:
+            path = people_path(self._directory, self._split)
+            save_array(path, np.array(self._people))
         split = tfds.core.SplitInfo(
             name=self._split,
             shard_lengths=self._lengths,
@@ -198,6 +204,11 @@ def _shard_name(directory: pathlib.Path, split: str, number: str) -> str:
 def sizes_path(directory: pathlib.Path, split: str) -> pathlib.Path:
     """Return where `clip_size` of every record of a split is kept."""
     return directory / f"{split}.sizes.npy"
+
+
+def people_path(directory: pathlib.Path, split: str) -> pathlib.Path:
+    """Return where the person and the scene of every record of a split are kept."""
+    return directory / f"{split}.people.npy"
 
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:

@@ -1,5 +1,7 @@
 """From one record to one training example: a window in time, then what is told of it.
 
+The reference, which is cut from other records, is added by `references.py`.
+
 A clip of F' >= F latents gives one of two kinds of example:
 
   start:   latents 0 .. F-1, the first of them a single frame; the still is latent 0, or
@@ -7,7 +9,9 @@ A clip of F' >= F latents gives one of two kinds of example:
   prefix:  latents s .. s+F-1 with s > 0, so that the first two are ordinary ones, given
            clean as prefix; the still is the long clip's latent 0, the anchor
 
-Latent s comes with audio rows and motion codes 4s .. 4s + 4(F-1).
+The still of a start may have its person blanked. Prefix and anchor may be given with
+light noise, against drift: at sampling they are the network's own. Latent s comes with
+audio rows and motion codes 4s .. 4s + 4(F-1).
 """
 
 import dataclasses
@@ -23,12 +27,22 @@ PREFIX = 2  # latents
 
 @dataclasses.dataclass(frozen=True)
 class ConditionRates:
-    """Probabilities per example; `still_dropout` is that of examples without prefix."""
+    """Probabilities per example.
+
+    Attributes:
+      audio_dropout: of driving and reference speech together.
+      still_dropout: of examples without prefix.
+      blank_still: the still's person is blanked, of examples without prefix.
+      context_noise: largest sigma of the noise on prefix and anchor, drawn evenly.
+    """
 
     text_dropout: float = 0.1
     audio_dropout: float = 0.1
     still_dropout: float = 0.25
     prefix_probability: float = 0.5
+    motion_dropout: float = 0.0
+    blank_still: float = 0.0
+    context_noise: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +54,9 @@ class Draws:
     still: float
     prefix: float
     start: float
+    motion: float
+    blank: float
+    noise: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +68,17 @@ class Record:
     mouth_mask: Float16[np.ndarray, "F H W"]
     speech: Float16[np.ndarray, "frames Da"]
     text: Float16[np.ndarray, "L Dt"]
-    motion: Float[np.ndarray, "frames Dm"] | None = None
+    motion: Float[np.ndarray, "frames Dm"] | None = None  # normalised
+    identity: Float[np.ndarray, " I"] | None = None
+    face_mask: Float16[np.ndarray, "F H W"] | None = None
+    still: Float16[np.ndarray, "1 H W C"] | None = None  # frame 0, the person blanked
+    still_mask: Float16[np.ndarray, "H W"] | None = None  # 1: all blank
+    faces: Float16[np.ndarray, "crops Hf Wf C"] | None = None
 
 
-def draw(seed: tuple[int, ...]) -> Draws:
-    """Make the draws of one example from the integers that name it."""
-    return Draws(*np.random.default_rng(seed).random(5).tolist())
+def draw(rng: np.random.Generator) -> Draws:
+    """Make the draws of one example."""
+    return Draws(*rng.random(len(dataclasses.fields(Draws))).tolist())
 
 
 def choose_start(
@@ -72,35 +94,95 @@ def choose_start(
 def make_clip(
     record: Record,
     null_text: Float16[np.ndarray, "L Dt"],
-    draws: Draws,
+    rng: np.random.Generator,
     rates: ConditionRates,
     *,
     num_latents: int,
     patch: int,
 ) -> Clip:
     """Cut a window and drop conditions; arrays are float32 without a batch axis."""
+    draws = draw(rng)
     start = choose_start(
         draws, len(record.latents), num_latents, rates.prefix_probability
     )
-    has_prefix = start > 0
-    has_still = has_prefix or draws.still >= rates.still_dropout
+    window = slice(start, start + num_latents)
+    latents = record.latents[window].astype(np.float32)
+    codes = cut_frames(record, "motion", start, num_latents)
     has_audio = draws.audio >= rates.audio_dropout
     text = null_text if draws.text < rates.text_dropout else record.text
-    latents = record.latents[start : start + num_latents].astype(np.float32)
-    motion = cut_frames(record, "motion", start, num_latents)
-    return Clip(
-        target=VideoMotion(latents=latents, motion=motion),
-        conditions=Conditions(
-            text=text.astype(np.float32),
-            null_text=null_text.astype(np.float32),
-            audio=keep(cut_frames(record, "speech", start, num_latents), has_audio),
-            audio_valid=np.bool_(has_audio),
-            still=keep(record.latents[:1].astype(np.float32), has_still),
-            still_valid=patch_mask(latents, has_still, patch),
-            prefix=keep(latents[:PREFIX], has_prefix),
-            prefix_valid=np.bool_(has_prefix),
+    told = Conditions(
+        text=text.astype(np.float32),
+        null_text=null_text.astype(np.float32),
+        audio=keep(cut_frames(record, "speech", start, num_latents), has_audio),
+        audio_valid=np.bool_(has_audio),
+        motion_valid=np.bool_(
+            codes is not None and draws.motion >= rates.motion_dropout
         ),
-        mouth_mask=record.mouth_mask[start : start + num_latents].astype(np.float32),
+    )
+    told = _add_still(told, record, draws, rates, start=start, patch=patch)
+    told = _add_prefix(told, latents, codes, start=start)
+    if rates.context_noise:
+        told = _disturb(told, rates.context_noise * draws.noise, rng, start=start)
+    masks = (record.mouth_mask, record.face_mask)
+    mouth, face = (m if m is None else m[window].astype(np.float32) for m in masks)
+    return Clip(
+        target=VideoMotion(latents=latents, motion=codes),
+        conditions=told,
+        mouth_mask=mouth,
+        face_mask=face,
+    )
+
+
+def _add_still(
+    told: Conditions,
+    record: Record,
+    draws: Draws,
+    rates: ConditionRates,
+    *,
+    start: int,
+    patch: int,
+) -> Conditions:
+    """Add the still of a start, whole, blank or dropped, or the anchor of a prefix."""
+    still, shown = record.latents[:1], start > 0 or draws.still >= rates.still_dropout
+    valid = patch_mask(still, shown, patch)
+    if shown and not start and draws.blank < rates.blank_still:
+        still = record.still
+        valid = patch_cells(record.still_mask < 1, patch)
+    still = keep(still.astype(np.float32), shown)
+    return told.replace(still=still, still_valid=valid)
+
+
+def _add_prefix(
+    told: Conditions,
+    latents: Float[np.ndarray, "F H W C"],
+    codes: Float[np.ndarray, "frames Dm"] | None,
+    *,
+    start: int,
+) -> Conditions:
+    has_prefix = start > 0
+    motion = None if codes is None else keep(codes[: count_frames(PREFIX)], has_prefix)
+    return told.replace(
+        prefix=keep(latents[:PREFIX], has_prefix),
+        prefix_motion=motion,
+        prefix_valid=np.bool_(has_prefix),
+    )
+
+
+def _disturb(
+    told: Conditions, sigma: float, rng: np.random.Generator, *, start: int
+) -> Conditions:
+    """Add noise to prefix and anchor, the conditions that sampling makes itself."""
+    if not start:
+        return told
+
+    def add(leaf: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        return leaf + sigma * rng.standard_normal(leaf.shape, np.float32)
+
+    motion = told.prefix_motion
+    return told.replace(
+        prefix=add(told.prefix),
+        still=add(told.still),
+        prefix_motion=None if motion is None else add(motion),
     )
 
 
@@ -131,3 +213,12 @@ def patch_mask(
     """Return one mask for all patches of a latent frame."""
     _, rows, columns, _ = latents.shape
     return np.full((rows // patch, columns // patch), valid)
+
+
+def patch_cells(
+    cells: Bool[np.ndarray, "... H W"], patch: int
+) -> Bool[np.ndarray, "... h w"]:
+    """Return which patches have any of their cells marked."""
+    *lead, rows, columns = cells.shape
+    blocks = cells.reshape(*lead, rows // patch, patch, columns // patch, patch)
+    return blocks.any(axis=(-3, -1))

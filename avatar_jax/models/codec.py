@@ -104,6 +104,11 @@ class LatentCodec(Protocol):
     ) -> Float[Array, "B frames Y X 3"]:
         """Decode a whole video of 4(F-1)+1 frames."""
 
+    def decode_clips(
+        self, latents: Float[Array, "B F H W C"]
+    ) -> Float[Array, "B frames Y X 3"]:
+        """Decode 4F frames of latents none of which is a single frame."""
+
     def init_decode(self) -> DecodeState:
         """Begin to decode a video in pieces."""
 
@@ -187,6 +192,11 @@ class DCTCodec:
         self, latents: Float[Array, "B F H W C"]
     ) -> Float[Array, "B frames Y X 3"]:
         return self.decode_next(self.init_decode(), latents)[1]
+
+    def decode_clips(
+        self, latents: Float[Array, "B F H W C"]
+    ) -> Float[Array, "B frames Y X 3"]:
+        return jnp.clip(self._decode_blocks(latents), -1, 1)
 
     def init_decode(self) -> DecodeState:
         return DecodeState()

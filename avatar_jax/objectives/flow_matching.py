@@ -1,15 +1,21 @@
-"""Flow matching: stages 1 (text, still) and 2 (speech, still, prefix).
+"""Flow matching: stages 1 (text, still), 2 (speech, prefix) and 3 (person, motion).
 
 With times t, noise e and the path and velocity u of `flow.path`:
 
   (1) error  = (v(x_t, t, conditions) - u)^2                       loss_space "velocity"
   (2) error  = max(t, floor)^2 (v - u)^2 = (x^ - x)^2              loss_space "clean"
-  (3) weight = energy^p (1 + mouth_weight * mouth), 0 on prefix latents
-  (4) loss   = sum(weight * error) / sum(weight)
+  (3) weight = energy^p (1 + mouth_weight * mouth + face_weight * face),
+               0 on prefix latents
+  (4) loss   = sum(weight * error) / sum(weight) + motion_weight * motion
+  (5) motion = mean of error + |D c^ - D c| over the motion codes c, D: first difference
 
 (2) holds for t > floor where the network estimates x^ and returns the velocity
 v = (x_t - x^) / max(t, floor). Small models learn lips with it in a fifth of the steps.
 Dropped conditions arrive as such in the batch: which stage it is, the data decide.
+
+Where the network has a motion stream, its codes are noised with the video's t. In
+`self_feeding` of the batches the network is given its own clean estimate of the codes
+(without gradient), as at every sampling step but the first (model.md: closed loop).
 """
 
 import dataclasses
@@ -19,18 +25,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from avatar_jax.flow import path, times
 from avatar_jax.objectives import base
-from avatar_jax.types import Clip, Conditions, Leaf, VideoMotion
+from avatar_jax.types import Clip, Conditions, Leaf, VideoMotion, count_frames
 
 TIME_BUCKETS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowMatchingConfig:
-    """Weights of eqs. 2-4.
+    """Weights of eqs. 2-5.
 
     Attributes:
       shift: of the sampled times; 1 at TINY, 5 at 480p and above.
@@ -39,6 +45,8 @@ class FlowMatchingConfig:
       energy_power: p of eq. 3; 0 weighs all (whitened) channels alike. Choice: 1, since
         whitening lifts faint, spiky channels to the variance of the strong ones.
       mouth_weight: extra weight of a latent cell that is all mouth.
+      face_weight: the same of the face.
+      self_feeding: share of batches in which the motion estimate is fed back.
     """
 
     shift: float = 1.0
@@ -46,6 +54,9 @@ class FlowMatchingConfig:
     floor: float = 0.05
     energy_power: float = 1.0
     mouth_weight: float = 0.0
+    face_weight: float = 0.0
+    motion_weight: float = 0.1
+    self_feeding: float = 0.5
 
     def __post_init__(self) -> None:
         if self.loss_space not in ("velocity", "clean"):
@@ -59,32 +70,35 @@ class FlowBatch:
     """What eq. 4 needs of a batch; weights already divided by their mean row sum."""
 
     noisy: VideoMotion
-    target: Leaf  # B F H W C, velocity u
+    target: VideoMotion  # velocity u
     t: Leaf  # B
     conditions: Conditions
     weight: Leaf  # B F H W C
     mouth: Leaf  # B F H W C, the part of `weight` that is mouth
+    motion_weight: Leaf = None  # B frames
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FlowMatching:
-    """The objective of stages 1 and 2; its one player is `model`.
+    """The objective of stages 1 and 2, a part of that of 3; its one player is `model`.
 
     Attributes:
       model: called as `model(noisy, t, conditions) -> VideoMotion`, a velocity.
       energy: the codec's standard deviation per channel, largest 1.
       patch: latent cells per token side, for counting tokens.
+      motion_width: of the model's motion stream; None: it has none.
     """
 
     model: nn.Module
     energy: Float[np.ndarray, " C"]
     config: FlowMatchingConfig = FlowMatchingConfig()
     patch: int = 2
+    motion_width: int | None = None
 
     def init(self, rng: PRNGKeyArray, batch: Clip) -> tuple[base.Players, base.Players]:
         """Initialise the network on one row of the batch; nothing is frozen."""
         row = jax.tree.map(lambda leaf: leaf[:1], batch)
-        noisy = VideoMotion(latents=row.target.latents)
+        noisy = self._clean(row)
         params = self.model.init(rng, noisy, jnp.ones((1,)), row.conditions)["params"]
         return {"model": params}, {}
 
@@ -97,19 +111,57 @@ class FlowMatching:
         rng: PRNGKeyArray,
     ) -> FlowBatch:
         """Draw times and noise for the whole batch and weigh its cells (eq. 3)."""
-        time_rng, noise_rng = jax.random.split(rng)
-        x = batch.target.latents
-        t = times.sample_times(time_rng, x.shape[0], shift=self.config.shift)
-        noise = jax.random.normal(noise_rng, x.shape, x.dtype)
+        time_rng, noise_rng, coin_rng = jax.random.split(rng, 3)
+        x = self._clean(batch)
+        t = times.sample_times(time_rng, len(x.latents), shift=self.config.shift)
+        noise = _draw_noise(noise_rng, x)
+        noisy = path.interpolate(x, noise, t)
+        conditions = batch.conditions
+        if self.motion_width:
+            fed = self._feed_back(params, noisy, t, conditions, coin_rng)
+            conditions = conditions.replace(motion=fed)
         weight, mouth = self._weigh(batch)
         rows = jnp.mean(jnp.sum(weight, axis=(1, 2, 3, 4)))
         return FlowBatch(
-            noisy=VideoMotion(latents=path.interpolate(x, noise, t)),
+            noisy=noisy,
             target=path.velocity_target(x, noise),
             t=t,
-            conditions=batch.conditions,
+            conditions=conditions,
             weight=weight / rows,
             mouth=mouth / rows,
+            motion_weight=self._weigh_motion(x, batch.conditions),
+        )
+
+    def _clean(self, batch: Clip) -> VideoMotion:
+        """Return latents, and codes where the stream is on; zeros for clips without."""
+        latents, motion = batch.target.latents, None
+        if self.motion_width:
+            motion = batch.target.motion
+            frames = count_frames(latents.shape[1])
+            if motion is None:
+                motion = jnp.zeros((len(latents), frames, self.motion_width))
+        return VideoMotion(latents, motion)
+
+    def _feed_back(
+        self,
+        params: base.Players,
+        noisy: VideoMotion,
+        t: Float[Array, " B"],
+        conditions: Conditions,
+        rng: PRNGKeyArray,
+    ) -> Float[Array, "B frames Dm"]:
+        """Return the network's own estimate of the codes; zeros for some batches."""
+
+        def estimate() -> Float[Array, "B frames Dm"]:
+            velocity = self.model.apply(
+                {"params": params["model"]}, noisy, t, conditions
+            )
+            return path.clean_estimate(noisy.motion, velocity.motion, t)
+
+        return jax.lax.cond(
+            jax.random.bernoulli(rng, self.config.self_feeding),
+            estimate,
+            lambda: jnp.zeros_like(noisy.motion),
         )
 
     def _weigh(
@@ -118,17 +170,31 @@ class FlowMatching:
         x = batch.target.latents
         energy = jnp.asarray(self.energy, jnp.float32) ** self.config.energy_power
         weight = jnp.broadcast_to(energy[None, None, None, None, :], x.shape)
-        conditions = batch.conditions
-        if conditions.prefix is not None:
-            frames = jnp.arange(x.shape[1]) < conditions.prefix.shape[1]
-            valid = conditions.prefix_valid
-            valid = jnp.ones(x.shape[:1], bool) if valid is None else valid
-            given = valid.astype(bool)[:, None] & frames[None, :]
+        conditions, prefix = batch.conditions, batch.conditions.prefix
+        if prefix is not None:
+            given = _find_given(conditions, x.shape[1], prefix.shape[1])
             weight = weight * (1.0 - given[:, :, None, None, None])
+        factor = jnp.ones_like(weight[..., :1])
+        if batch.face_mask is not None:
+            factor = factor + self.config.face_weight * batch.face_mask[..., None]
         if batch.mouth_mask is None:
-            return weight, jnp.zeros_like(weight)
+            return weight * factor, jnp.zeros_like(weight)
         mask = batch.mouth_mask[..., None]
-        return weight * (1 + self.config.mouth_weight * mask), weight * mask
+        return weight * (factor + self.config.mouth_weight * mask), weight * mask
+
+    def _weigh_motion(
+        self, x: VideoMotion, conditions: Conditions
+    ) -> Float[Array, "B frames"] | None:
+        """Weigh each frame's codes: 0 on the prefix and where motion is dropped."""
+        if x.motion is None:
+            return None
+        weight = jnp.ones(x.motion.shape[:2])
+        if conditions.prefix_motion is not None:
+            length = conditions.prefix_motion.shape[1]
+            weight = weight * (1.0 - _find_given(conditions, weight.shape[1], length))
+        if conditions.motion_valid is not None:
+            weight = weight * conditions.motion_valid[:, None]
+        return weight
 
     def loss(
         self,
@@ -140,20 +206,75 @@ class FlowMatching:
         step: Int[Array, ""],
     ) -> tuple[Float[Array, ""], base.Metrics]:
         """Return eq. 4, and it by time and on the mouth."""
-        velocity = self.model.apply(
+        return self.compare(self.predict(params, prepared), prepared)
+
+    def predict(self, params: base.Players, prepared: FlowBatch) -> VideoMotion:
+        """Return the network's velocity."""
+        return self.model.apply(
             {"params": params["model"]}, prepared.noisy, prepared.t, prepared.conditions
         )
-        error = jnp.square(velocity.latents.astype(jnp.float32) - prepared.target)
-        if self.config.loss_space == "clean":
-            scale = jnp.square(jnp.maximum(prepared.t, self.config.floor))
-            error = error * path.expand(scale, error)
+
+    def compare(
+        self, velocity: VideoMotion, prepared: FlowBatch
+    ) -> tuple[Float[Array, ""], base.Metrics]:
+        """Return eq. 4 of a velocity, and its metrics."""
+        error = self._error(velocity.latents, prepared.target.latents, prepared.t)
         rows = jnp.sum(prepared.weight * error, axis=(1, 2, 3, 4))
         mouth = base.Mean(jnp.sum(prepared.mouth * error), jnp.sum(prepared.mouth))
-        return jnp.mean(rows), {"loss_mouth": mouth, **_by_time(rows, prepared.t)}
+        metrics = {"loss_mouth": mouth, **_by_time(rows, prepared.t)}
+        loss = jnp.mean(rows)
+        if self.motion_width:
+            motion = self._compare_motion(velocity, prepared)
+            loss = loss + self.config.motion_weight * jnp.mean(motion)
+            present = jnp.any(prepared.motion_weight > 0, axis=1)
+            metrics["loss_motion"] = base.Mean(jnp.sum(motion), jnp.sum(present))
+        return loss, metrics
+
+    def _error(
+        self,
+        velocity: Float[Array, "B ..."],
+        target: Float[Array, "B ..."],
+        t: Float[Array, " B"],
+    ) -> Float[Array, "B ..."]:
+        """Return eq. 1 or 2."""
+        error = jnp.square(velocity.astype(jnp.float32) - target)
+        if self.config.loss_space == "velocity":
+            return error
+        scale = jnp.square(jnp.maximum(t, self.config.floor))
+        return error * path.expand(scale, error)
+
+    def _compare_motion(
+        self, velocity: VideoMotion, prepared: FlowBatch
+    ) -> Float[Array, " B"]:
+        """Return eq. 5 of each row; 0 where motion is dropped."""
+        target, t, weight = prepared.target.motion, prepared.t, prepared.motion_weight
+        error = self._error(velocity.motion, target, t).mean(-1)
+        # c^ - c = -t (v - u), of eq. 3 in `flow.path`
+        off = path.expand(t, target) * (velocity.motion.astype(jnp.float32) - target)
+        jumps = jnp.abs(jnp.diff(off, axis=1)).mean(-1) * weight[:, 1:]
+        frames = weight.shape[1]
+        return (error * weight).sum(1) / frames + jumps.sum(1) / frames
 
     def count_tokens(self, batch: Clip) -> int:
         """Count generated tokens; condition rows are not counted."""
         return batch.target.latents[..., 0].size // self.patch**2
+
+
+def _draw_noise(rng: PRNGKeyArray, x: VideoMotion) -> VideoMotion:
+    video_rng, motion_rng = jax.random.split(rng)
+    latents = jax.random.normal(video_rng, x.latents.shape, x.latents.dtype)
+    if x.motion is None:
+        return VideoMotion(latents)
+    return VideoMotion(latents, jax.random.normal(motion_rng, x.motion.shape))
+
+
+def _find_given(
+    conditions: Conditions, frames: int, length: int
+) -> Bool[Array, "B frames"]:
+    """Say which of the first `length` frames were given as a prefix."""
+    valid = conditions.prefix_valid
+    valid = jnp.ones((len(conditions.prefix),), bool) if valid is None else valid
+    return valid.astype(bool)[:, None] & (jnp.arange(frames) < length)[None]
 
 
 def _by_time(rows: Float[Array, " B"], t: Float[Array, " B"]) -> base.Metrics:

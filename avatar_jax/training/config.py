@@ -82,6 +82,8 @@ class Run:
       evaluators: each takes (step, averaged players) and returns scalars and videos
         (frames height width 3, uint8) by name.
       export: the player whose averaged weights are the run's product.
+      frozen_as_made: frozen players that `objective.init` gives their own weights, so
+        that `init_from` does not touch them.
       check_parent: (metadata, path) of the weights to start from -> raises InputError
         where they mean something else than their shapes tell.
     """
@@ -93,6 +95,7 @@ class Run:
     describe: Callable[[Any], dict]
     evaluators: tuple[Callable[[int, base.Players], Evaluation], ...] = ()
     export: str = "model"
+    frozen_as_made: tuple[str, ...] = ()
     check_parent: Callable[[dict, str], None] | None = None
 
 

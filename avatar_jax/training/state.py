@@ -41,7 +41,12 @@ def create(run: Run, mesh: Mesh, batch: Tree) -> TrainState:
         if metadata and run.check_parent:
             run.check_parent(metadata, run.train.init_from)
         params, frozen = (
-            {name: checkpoint.overlay(tree, parent) for name, tree in players.items()}
+            {
+                name: tree
+                if name in run.frozen_as_made
+                else checkpoint.overlay(tree, parent)
+                for name, tree in players.items()
+            }
             for players in (params, frozen)
         )
     return TrainState(

@@ -1,0 +1,140 @@
+"""A person's reference for a training example: cut from other clips of that person.
+
+Each segment is a run of latents of one clip. It begins at latent 1 or later, so that
+none is the codec's single-frame latent (model.md asks to encode each segment after
+copies of its first frame; Choice: codecs whose latents depend on earlier frames see the
+clip's own past instead, which is stored already).
+
+How much is shown is drawn anew for every example, from one latent to all: at sampling
+people give short videos and long ones.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from avatar_jax.data import transforms
+from avatar_jax.data.transforms import Record
+from avatar_jax.types import FRAMES_PER_LATENT, Reference
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """Which clips a reference comes from, and how it is disturbed.
+
+    Attributes:
+      segment_latents: latents of a segment; 0: no reference.
+      segments: how many, for each bucket; one number serves all.
+      whole: share of examples that show all segments; others, any number of latents.
+      cross_scene_from: examples after which all references come from other scenes;
+        before, their share rises evenly from 0 (TAVR: same scene first).
+      motion_noise: standard deviation of the noise on normalised motion codes, about
+        the error of the encoder that reads them at sampling.
+    """
+
+    segment_latents: int = 0
+    segments: tuple[int, ...] = (1,)
+    whole: float = 0.5
+    cross_scene_from: int = 0
+    motion_noise: float = 0.0
+
+    def count_segments(self, bucket: int) -> int:
+        """Return the segments of a bucket's references."""
+        if not self.segment_latents:
+            return 0
+        return self.segments[bucket if len(self.segments) > 1 else 0]
+
+
+class Mates:
+    """Clips of the same person, by scene."""
+
+    def __init__(self, people: Shaped[np.ndarray, "records 2"]):
+        self._people = people
+        self._of: dict[str, list[int]] = {}
+        for index, (person, _) in enumerate(people.tolist()):
+            self._of.setdefault(person, []).append(index)
+
+    def find(self, index: int, *, cross_scene: bool) -> list[int]:
+        """Return the clips that may be a reference for clip `index`.
+
+        In the scenes asked for; else any other clip of the person; else this clip.
+        """
+        person, scene = self._people[index].tolist()
+        others = [i for i in self._of[person] if i != index]
+        wanted = [i for i in others if (self._people[i, 1] != scene) == cross_scene]
+        return wanted or others or [index]
+
+
+def is_cross_scene(position: int, config: ReferenceConfig, draw: float) -> bool:
+    """Say whether the reference of an example comes from other scenes."""
+    return draw * config.cross_scene_from < position + 1
+
+
+def make_reference(
+    records: Sequence[Record],
+    config: ReferenceConfig,
+    rng: np.random.Generator,
+    *,
+    patch: int,
+) -> Reference:
+    """Cut a segment out of each record; arrays are float32 without a batch axis."""
+    count = config.segment_latents
+    starts = [int(rng.integers(1, len(r.latents) - count + 1)) for r in records]
+    total = count * len(records)
+    shown = total if rng.random() < config.whole else int(rng.integers(1, total + 1))
+    pairs = list(zip(records, starts, strict=True))
+
+    def join(cut: Callable[[Record, int], np.ndarray]) -> np.ndarray:
+        return np.concatenate([cut(r, s) for r, s in pairs]).astype(np.float32)
+
+    masks = join(lambda r, s: r.face_mask[s : s + count])
+    valid = transforms.patch_cells(masks > 0, patch)
+    valid &= (np.arange(total) < shown)[:, None, None]
+    first, motion, motion_valid = records[0], None, None
+    if first.motion is not None:
+        motion = join(lambda r, s: cut_rows(r.motion, s, count))
+        noise = rng.standard_normal(motion.shape, np.float32)
+        motion, motion_valid = motion + config.motion_noise * noise, np.bool_(True)
+    return Reference(
+        latents=join(lambda r, s: r.latents[s : s + count]),
+        valid=valid,
+        segment_ids=np.repeat(np.arange(len(records), dtype=np.int32), count),
+        audio=join(lambda r, s: cut_rows(r.speech, s, count)),
+        audio_valid=np.bool_(True),
+        motion=motion,
+        motion_valid=motion_valid,
+        identity=mean_identity(records),
+        faces=None if first.faces is None else first.faces.astype(np.float32),
+        faces_valid=None if first.faces is None else np.ones(len(first.faces), bool),
+    )
+
+
+def tell(reference: Reference, *, shown: bool, heard: bool, moving: bool) -> Reference:
+    """Drop a whole reference, its speech, or its motion."""
+    moving = None if reference.motion is None else np.bool_(shown and moving)
+    crops = reference.faces_valid
+    return reference.replace(
+        valid=reference.valid & shown,
+        audio_valid=np.bool_(shown and heard),
+        motion_valid=moving,
+        identity=None if reference.identity is None else reference.identity * shown,
+        faces_valid=None if crops is None else crops & shown,
+    )
+
+
+def cut_rows(
+    rows: Float[np.ndarray, "frames D"], start: int, count: int
+) -> Float[np.ndarray, "frames2 D"]:
+    """Cut the frames of latents start .. start + count - 1, four each; start >= 1."""
+    first = FRAMES_PER_LATENT * (start - 1) + 1
+    return rows[first : first + FRAMES_PER_LATENT * count]
+
+
+def mean_identity(records: Sequence[Record]) -> Float[np.ndarray, " I"] | None:
+    """Average the clips' face embeddings to a unit vector."""
+    if records[0].identity is None:
+        return None
+    mean = np.mean([record.identity for record in records], axis=0)
+    return (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)

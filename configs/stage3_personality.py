@@ -1,0 +1,90 @@
+"""Stage 3, personality: a person's own video, their manner, and frozen judges.
+
+  python -m avatar_jax.train --config configs/stage3_personality.py \\
+      --config.init_from=runs/stage2 --workdir runs/stage3
+
+Hardware: 2 CPU cores (TINY), or any accelerator. Hours: 1 to 2 on the cores.
+Expect: `cases/identity_rank` falls from 10 towards 1, `cases/style_distance` falls more
+slowly, `cases/sync` returns to that of stage 2. References come from the target's own
+scene first, from other scenes after a quarter of the steps. At step 0, with the
+reference rows invalid, the network equals its parent.
+Data: records of `python -m avatar_jax.prepare` with several clips of each person.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from avatar_jax import stages
+from avatar_jax.data import pipeline, references
+from avatar_jax.models import faces, sizes, speech
+from avatar_jax.objectives import flow_matching, human_aware
+from avatar_jax.training import config as config_module
+from avatar_jax.training import optimizer
+
+MOTION_CODES = 12  # of the procedural people
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the values that `--config.<field>=<value>` overrides."""
+    model = dataclasses.replace(
+        sizes.TINY,
+        audio_width=speech.LogMel().width,
+        reference=True,
+        reference_audio_width=speech.LogMel().width,
+        faces=True,
+        identity_width=faces.IDENTITY_WIDTH,
+        motion_width=MOTION_CODES,
+    )
+    train = config_module.TrainConfig(steps=4_000, ema_decay=0.995, log_every=50)
+    data = pipeline.PipelineConfig(
+        directories=("records",),  # with commas between several
+        # (latent frames, clips per batch, share of steps): 1 s and 2 s of video
+        buckets=((7, 16, 0.7), (13, 8, 0.3)),
+        # Choice: the paper drops 10% of the prompts; here captions name hair and skin,
+        # which shall come from the reference.
+        text_dropout=0.5,
+        still_dropout=0.1,
+        # Starts matter more than in stage 2: only there the still is blank.
+        prefix_probability=0.3,
+        motion_dropout=0.2,
+        reference_dropout=0.1,
+        blank_still=0.75,
+        context_noise=0.1,
+        reference=references.ReferenceConfig(
+            segment_latents=6,
+            segments=(1, 2),
+            cross_scene_from=12_000,  # examples of a bucket
+            motion_noise=0.3,
+        ),
+    )
+    objective = flow_matching.FlowMatchingConfig(
+        shift=2.5,
+        loss_space=model.prediction,
+        floor=model.time_floor,
+        mouth_weight=8.0,
+        face_weight=1.0,
+    )
+    human = human_aware.HumanAwareConfig(ramp_steps=1_300)
+    rates = optimizer.OptimizerConfig(
+        learning_rate=2e-3, warmup_steps=100, decay_fraction=0.5, final_fraction=0.02
+    )
+    values = dataclasses.asdict(train) | {
+        "model": dataclasses.asdict(model),
+        "data": dataclasses.asdict(data),
+        "objective": dataclasses.asdict(objective),
+        "human": dataclasses.asdict(human),
+        "optimizer": dataclasses.asdict(rates),
+        "preview": {"num_batches": 4, "num_clips": 4, "num_steps": 4},
+        "cases": {"num_people": 8, "num_steps": 4},
+        "sampler": {
+            "num_steps": 4,
+            "overshoot": 1.0,
+            "audio_guidance": 1.75,
+            "reference_latents": 24,
+        },
+    }
+    return ml_collections.ConfigDict(values, type_safe=True).lock()
+
+
+get_run = stages.make_flow_run
