@@ -78,7 +78,8 @@ def held_out_table(judge: judges.Judge, *, people: int, seed: int) -> list[dict]
         clips = judge_frames.make_clips(
             "validation", people, seed=seed, variant=variant
         )
-        frames = clips.frames[:: judge_frames.KEEP_EVERY]
+        frames = clips.frames.reshape(people, -1, *clips.frames.shape[1:])
+        frames = np.concatenate(frames[:, :: judge_frames.KEEP_EVERY])
         for number, row in enumerate(rows):
             rng = jax.random.fold_in(jax.random.key(seed), number)
             severity = _sample(rng, len(frames))
