@@ -107,12 +107,13 @@ def _settings(arguments: argparse.Namespace, card: pretrained.Card) -> chunk.Set
 
 def _request(arguments: argparse.Namespace) -> request.Request:
     return request.Request(
-        reference=Path(arguments.reference),
+        reference=tuple(Path(path) for path in arguments.reference),
         audio=Path(arguments.audio),
         still=Path(arguments.still) if arguments.still else None,
         prompt=arguments.prompt,
         negative_prompt=arguments.negative_prompt,
         crop=arguments.crop,
+        blank_person=arguments.blank_person,
         seconds=arguments.seconds,
     )
 
@@ -141,8 +142,10 @@ def _check(arguments: argparse.Namespace, out: Path) -> None:
     if out.suffix != ".mp4":
         raise InputError(f"expected --out to end in .mp4, came {out.name}.")
     written = {out.resolve(), out.with_suffix(".json").resolve()}
-    for name in ("reference", "audio", "still", "consent", "weights"):
-        path = getattr(arguments, name)
+    given = [("reference", path) for path in arguments.reference]
+    for name in ("audio", "still", "consent", "weights"):
+        given.append((name, getattr(arguments, name)))
+    for name, path in given:
         if path and Path(path).resolve() in written:
             raise InputError(
                 f"expected --out beside the inputs, but it would replace {path}, the "
@@ -156,6 +159,7 @@ def hash_inputs(asked: request.Request, weights: Path) -> dict:
         name: _hash_file(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(asked).items()
     }
+    values["reference"] = [_hash_file(path) for path in asked.reference]
     return {"request": values, "weights": _hash_file(weights)}
 
 
@@ -175,7 +179,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--reference", required=True, metavar="VIDEO", help="the person")
+    add(
+        "--reference",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="VIDEO",
+        help="the person; several clips of them are welcome",
+    )
     add("--audio", required=True, metavar="FILE", help="the speech, any container")
     add("--still", metavar="PICTURE", help="scene; default: best reference frame")
     add("--out", required=True, metavar="MP4")
@@ -186,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", default="")
     add("--negative-prompt", default="", help="for --text-guidance above 1")
     add("--crop", choices=("face", "none"), default="face", help="none: as it is")
+    add("--blank-person", action="store_true", help="grey in the still")
     add("--seconds", type=float, metavar="N", help="only the first N seconds")
     add("--fps", type=int, default=FRAMES_PER_SECOND, help="of the file")
     add("--size", type=int, default=0, help="pixels of the file; 0: the model's")

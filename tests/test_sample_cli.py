@@ -1,7 +1,9 @@
-"""`python -m avatar_jax.sample`, good and bad input; ~15 s on 2 cores."""
+"""`python -m avatar_jax.sample`, good and bad input; ~30 s on 2 cores."""
 
+import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import av
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from avatar_jax import checkpoint, command, sample
+from avatar_jax.data.talking_heads import clips, people
 from avatar_jax.media import decode, encode
 from avatar_jax.models import dit_config, speech
 from avatar_jax.models.dit import AvatarDiT
@@ -20,13 +23,16 @@ SIZE, FRAMES = 16, 27
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A reference of 27 frames with sound, one without, and random weights."""
+    """References good and bad, random weights, and some that read a reference."""
     folder = tmp_path_factory.mktemp("files")
     draw = np.random.default_rng(0)
     frames = draw.integers(0, 255, (FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
     wave = draw.normal(scale=0.1, size=FRAMES * SAMPLES_PER_FRAME).astype(np.float32)
     encode.write_video(folder / "me.mp4", frames, wave)
     encode.write_video(folder / "silent.mp4", frames)
+    encode.write_video(folder / "short.mp4", frames[:11])
+    encode.write_video(folder / "grey.mp4", np.full((12, 48, 80, 3), 99, np.uint8))
+    encode.write_video(folder / "two.mp4", film_two_people())
     config = dit_config.DiTConfig(
         width=8,
         mlp_width=12,
@@ -36,16 +42,55 @@ def folder(tmp_path_factory):
         text_width=4,
         audio_width=speech.LogMel().width,
     )
-    card = pretrained.Card(
-        config=config, size=SIZE, chunk_latents=4, codec="dct5", text_length=3
+    write_weights(folder / "w.safetensors", config)
+    knowing = dataclasses.replace(
+        config,
+        reference=True,
+        reference_audio_width=config.audio_width,
+        motion_width=12,
+        identity_width=64,
+        faces=True,
     )
-    shapes = pretrained.expected_shapes(AvatarDiT(config), card)
-    params = jax.tree.map(
-        lambda s: draw.normal(scale=0.2, size=s.shape).astype(np.float16), shapes
+    write_weights(
+        folder / "knowing.safetensors",
+        knowing,
+        reference_latents=6,
+        segment_latents=3,
+        face_crops=2,
+        face_size=16,
+        identity="procedural",
+        motion="procedural",
+        motion_mean=(0.0,) * 12,
+        motion_std=(1.0,) * 12,
     )
-    checkpoint.save_weights(folder / "w.safetensors", params, card.to_metadata())
     (folder / "consent.txt").write_text("I agree.\n")
     return folder
+
+
+def film_two_people() -> np.ndarray:
+    frames = np.full((12, 120, 240, 3), 120, np.uint8)
+    for left, index in ((12, 2), (132, 3)):
+        person = people.sample_person(0, index)
+        clip = clips.make_clip(person, scene=0, utterance=0, num_frames=12, size=96)
+        frames[:, 12:108, left : left + 96] = clip.frames
+    return frames
+
+
+def write_weights(path, config: dit_config.DiTConfig, **card_fields) -> None:
+    card = pretrained.Card(
+        config=config,
+        size=SIZE,
+        chunk_latents=4,
+        codec="dct5",
+        text_length=3,
+        **card_fields,
+    )
+    draw = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda s: draw.normal(scale=0.2, size=s.shape).astype(np.float16),
+        pretrained.expected_shapes(AvatarDiT(config), card),
+    )
+    checkpoint.save_weights(path, params, card.to_metadata())
 
 
 @pytest.fixture
@@ -69,12 +114,18 @@ def run(folder, tmp_path, monkeypatch):
             part
             for name, value in flags.items()
             if value is not None
-            for part in ("--" + name.replace("_", "-"), str(value))
+            for part in ("--" + name.replace("_", "-"), *_words(value))
         ]
         return command.run(sample.main, argv)
 
     run.out = out
     return run
+
+
+def _words(value) -> list[str]:
+    if value is True:
+        return []
+    return [str(word) for word in (value if isinstance(value, list) else [value])]
 
 
 def test_files_in_one_playable_file_and_its_record_out(run, folder):
@@ -91,7 +142,7 @@ def test_files_in_one_playable_file_and_its_record_out(run, folder):
     assert record["consent"]["statement"] == "I agree."
     assert record["seed"] == 42 and record["settings"]["num_steps"] == 2
     digest = hashlib.sha256((folder / "me.mp4").read_bytes()).hexdigest()
-    assert record["request"]["reference"]["sha256"] == digest
+    assert [file["sha256"] for file in record["request"]["reference"]] == [digest]
 
 
 def test_the_same_seed_gives_the_same_video(run):
@@ -102,12 +153,44 @@ def test_the_same_seed_gives_the_same_video(run):
     assert not np.array_equal(a, c)
 
 
+def test_several_references_reach_a_network_that_reads_them(run, folder):
+    asked = {"weights": folder / "knowing.safetensors", "seconds": 0.7}
+    clips = [folder / "me.mp4", folder / "silent.mp4"]
+    assert run(reference=clips, blank_person=True, **asked) == 0
+    both = decode.read_video(run.out / "a.mp4").frames
+    record = json.loads((run.out / "a.json").read_text())
+    files = [Path(file["path"]) for file in record["request"]["reference"]]
+    assert files == clips and record["request"]["blank_person"] is True
+    assert run(out=run.out / "b.mp4", blank_person=True, **asked) == 0
+    alone = decode.read_video(run.out / "b.mp4").frames
+    assert both.shape == alone.shape and not np.array_equal(both, alone)
+
+
+def test_references_may_be_named_one_by_one(run, folder, capsys):
+    assert run(reference=["nowhere.mp4", "--reference", folder / "me.mp4"]) == 2
+    assert "nowhere.mp4 does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
         ({"consent": None}, "--i-have-consent"),
         ({"consent": "nowhere.txt"}, "nowhere.txt does not exist"),
         ({"reference": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
+        ({"reference": ["{folder}/me.mp4", "nowhere.mp4"]}, "nowhere.mp4 does not"),
+        ({"reference": "{folder}/grey.mp4"}, "expected a face, none was found"),
+        ({"reference": "{folder}/two.mp4"}, "expected one person, 2 faces"),
+        ({"reference": "{folder}/grey.mp4", "crop": "none"}, "square picture"),
+        ({"still": "{folder}/grey.mp4"}, "expected a face, none was found"),
+        ({"still": "{folder}/grey.mp4", "crop": "none"}, "grey.mp4 is 80x48"),
+        (
+            {
+                "reference": "{folder}/short.mp4",
+                "weights": "{folder}/knowing.safetensors",
+            },
+            "12 frames or more",
+        ),
+        ({"blank_person": True}, "do not blank"),
         ({"audio": "{folder}/silent.mp4"}, "no audio track"),
         ({"audio": "{folder}/consent.txt"}, "consent.txt"),
         ({"still": "{folder}/w.safetensors"}, "w.safetensors"),
@@ -122,10 +205,13 @@ def test_the_same_seed_gives_the_same_video(run):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, folder, changes, words, capsys):
-    changes = {
-        name: value.format(folder=folder) if isinstance(value, str) else value
-        for name, value in changes.items()
-    }
+
+    def fill(value):
+        if isinstance(value, list):
+            return [fill(part) for part in value]
+        return value.format(folder=folder) if isinstance(value, str) else value
+
+    changes = {name: fill(value) for name, value in changes.items()}
     assert run(**changes) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error: ") and words in lines[-1]
@@ -136,6 +222,10 @@ def test_inputs_are_never_replaced(run, folder, capsys):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert run(out=folder / "me.mp4") == 2
     assert "would replace" in capsys.readouterr().err
+    assert run(out=folder / "me.mp4", reference=folder / "short.mp4") == 2
+    both = [folder / "short.mp4", folder / "silent.mp4"]
+    assert run(out=folder / "silent.mp4", reference=both) == 2
+    assert "silent.mp4, the --reference" in capsys.readouterr().err
     (run.out / "a.json").write_text("I agree.")
     assert run(consent=run.out / "a.json") == 2
     assert (run.out / "a.json").read_text() == "I agree."

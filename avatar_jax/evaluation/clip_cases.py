@@ -14,7 +14,7 @@ from avatar_jax.data import records
 from avatar_jax.evaluation.judge_frames import codec_round_trip
 from avatar_jax.media import decode, encode
 from avatar_jax.models.codec import LatentCodec
-from avatar_jax.sampling import chunk, delivery, pictures, request, video
+from avatar_jax.sampling import chunk, delivery, person, pictures, request, video
 from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import InputError, count_frames, count_latents
 
@@ -129,7 +129,7 @@ def _generate(
         request.encode(
             pretrained,
             still=case.still,
-            clip=case.reference,
+            person=[person.portrait_clip(case.reference)],
             wave=case.wave,
             plan=plan,
             prompt=case.caption,

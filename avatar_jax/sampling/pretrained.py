@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from avatar_jax import checkpoint
 from avatar_jax.flow import guidance
-from avatar_jax.models import codec, dit, speech, text
+from avatar_jax.models import codec, dit, judges, speech, text
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.sampling import chunk
 from avatar_jax.types import (
@@ -71,6 +71,13 @@ class Pretrained:
     codec: codec.LatentCodec
     speech: speech.SpeechEncoder
     text: text.TextEncoder
+    identity: judges.Judge | None = None  # encoder of face embeddings, if any
+    motion: judges.Judge | None = None  # encoder of motion codes, if any
+
+    @property
+    def patch_side(self) -> int:
+        """Pixels of a side of the patch that is one row of the network."""
+        return self.card.config.patch * self.codec.spatial_stride
 
 
 def choose_settings(
@@ -100,19 +107,28 @@ def load(path: str | Path) -> Pretrained:
     Raises:
       InputError: no weights file, one of another kind, or one whose arrays do not fit
         its own model config; names the first missing, unexpected and mis-shaped key.
+        Or an encoder that is not known or does not fit.
     """
     params, metadata = checkpoint.load_weights(path)
     card = read_card(metadata, path)
-    model = dit.AvatarDiT(card.config)
-    encoder = _text_encoder(card)
-    check_params(expected_shapes(model, card), params, path)
+    check_params(expected_shapes(dit.AvatarDiT(card.config), card), params, path)
+    return assemble(card, params, path)
+
+
+def assemble(card: Card, params: dict, path: str | Path = "this card") -> Pretrained:
+    """Join a network and the encoders that its card names; `path` is for errors."""
+    motion = _person_encoder("motion", card.motion)
+    if motion is not None:
+        _check_codes(card, motion, path)
     return Pretrained(
         card=card,
-        model=model,
+        model=dit.AvatarDiT(card.config),
         params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params),
         codec=_codec(card.codec),
         speech=_speech_encoder(card.speech),
-        text=encoder,
+        text=_text_encoder(card),
+        identity=_person_encoder("identity", card.identity),
+        motion=motion,
     )
 
 
@@ -213,6 +229,8 @@ def _build(kind: type, fields: dict, path: str | Path) -> Any:
             f"the metadata of {path} has {problem} in {kind.__name__}; give weights "
             "that `python -m avatar_jax.train` of this version wrote."
         )
+    # JSON knows no tuples, and a config must be hashable.
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return kind(**fields)
 
 
@@ -233,3 +251,23 @@ def _text_encoder(card: Card) -> text.TextEncoder:
     if card.text != "bytes":
         raise InputError(f"text encoder {card.text!r} is not known; expected bytes.")
     return text.Bytes(length=card.text_length, width=card.config.text_width)
+
+
+def _person_encoder(kind: judges.Kind, name: str) -> judges.Judge | None:
+    """Load what reads codes or looks off a person's video; "" is none."""
+    if not name:
+        return None
+    if name != "procedural":
+        raise InputError(f"{kind} encoder {name!r} is not known; expected procedural.")
+    return judges.load(judges.asset(kind, "training"))
+
+
+def _check_codes(card: Card, motion: judges.Judge, path: str | Path) -> None:
+    """Raise InputError unless the codes that are read are those of the model."""
+    came = len(motion.names), len(card.motion_mean), len(card.motion_std)
+    width = card.config.motion_width
+    if width is not None and set(came) != {width}:
+        raise InputError(
+            f"{path} has a model of {width} motion codes, an encoder of {came[0]}, and "
+            f"{came[1]} means and {came[2]} deviations for them; give as many of each."
+        )

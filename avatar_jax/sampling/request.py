@@ -1,14 +1,16 @@
 """From files to what a video is made of: pictures, speech and prompt as arrays."""
 
 import dataclasses
+from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from avatar_jax.media import decode, loudness
+from avatar_jax.sampling import person as people
 from avatar_jax.sampling import pictures, video
 from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import (
@@ -16,11 +18,9 @@ from avatar_jax.types import (
     SAMPLE_RATE,
     SAMPLES_PER_FRAME,
     InputError,
-    Reference,
 )
 
-REFERENCE_FRAMES = 250  # read at most 10 s of the person's video
-SEGMENT_LATENTS = 12  # longest reference segment
+REFERENCE_FRAMES = 250  # read at most 10 s of each of the person's videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +28,27 @@ class Request:
     """What the user asks for, as files and words.
 
     Attributes:
-      still: scene picture (or video: its first frame); None: the best reference frame.
+      reference: videos of one person; a single path will do.
+      still: scene picture (or video: its first frame); None: the best frame of the
+        first reference.
+      blank_person: of the still; the person is then known from the reference alone.
       seconds: of the speech; None: all of it.
     """
 
-    reference: Path
+    reference: Path | tuple[Path, ...]
     audio: Path
     still: Path | None = None
     prompt: str = ""
     negative_prompt: str = ""
     crop: pictures.Crop = "face"
+    blank_person: bool = False
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reference, Path):
+            object.__setattr__(self, "reference", (self.reference,))
+        if not self.reference:
+            raise InputError("expected a reference video of the person, came none.")
 
 
 def prepare(
@@ -47,20 +57,24 @@ def prepare(
     """Read the files and encode them: a batch of one, its plan, the speech to play.
 
     Raises:
-      InputError: a file that is missing, unreadable, without sound, without a face,
-        too short, or of a shape that the model does not take.
+      InputError: a file that is missing, unreadable, without sound, without a face or
+        with several, too short, or of a shape that the model does not take.
     """
-    card = pretrained.card
+    if request.blank_person and not pretrained.card.reference_latents:
+        raise InputError(
+            "expected weights that take a reference, came some that know the person "
+            "from the still alone; do not blank the person in it."
+        )
     with futures.ThreadPoolExecutor(1) as pool:
-        needed = FRAMES_PER_LATENT * card.reference_latents
-        reading = pool.submit(_read_pictures, request, card.size, needed)
+        reading = pool.submit(_read_pictures, request, pretrained)
         wave = read_speech(request.audio, seconds=request.seconds)
-        still, clip = reading.result()
-    plan = video.Plan(count_speech_frames(wave), card.chunk_latents)
+        still, still_valid, clips = reading.result()
+    plan = video.Plan(count_speech_frames(wave), pretrained.card.chunk_latents)
     prepared = encode(
         pretrained,
         still=still,
-        clip=clip,
+        still_valid=still_valid,
+        person=clips,
         wave=wave,
         plan=plan,
         prompt=request.prompt,
@@ -73,7 +87,8 @@ def encode(
     pretrained: Pretrained,
     *,
     still: UInt8[np.ndarray, "Y X 3"],
-    clip: UInt8[np.ndarray, "frames Y X 3"],
+    still_valid: Bool[np.ndarray, "h w"] | None = None,
+    person: Sequence[people.PersonClip] = (),
     wave: Float[np.ndarray, " samples"],
     plan: video.Plan,
     prompt: str = "",
@@ -82,18 +97,23 @@ def encode(
     """Encode pictures of the model's size, speech and prompts as a batch of one.
 
     Args:
-      clip: the person's own video at 25 fps, read by models that take a reference.
+      still_valid: patches of the still that show something; None: all.
+      person: the person's own clips, read by models that take a reference.
     """
     text = pretrained.text([prompt, "", negative_prompt])
     speech = pretrained.speech(loudness.normalise(wave), plan.padded_frames)
     takes_reference = pretrained.card.reference_latents > 0
+    if still_valid is None:
+        cell = pretrained.patch_side
+        still_valid = np.ones((still.shape[0] // cell, still.shape[1] // cell), bool)
     return video.Prepared(
-        still=pretrained.codec.encode(_to_video(still[None])),
+        still=pretrained.codec.encode(pictures.to_video(still[None])),
         speech=speech[None],
         text=jnp.asarray(text[:1]),
         null_text=jnp.asarray(text[1:2]),
         negative_text=jnp.asarray(text[2:]),
-        reference=encode_reference(pretrained, clip) if takes_reference else None,
+        reference=people.encode_person(pretrained, person) if takes_reference else None,
+        still_valid=jnp.asarray(still_valid)[None],
     )
 
 
@@ -111,51 +131,32 @@ def count_speech_frames(wave: Float[np.ndarray, " samples"]) -> int:
 
 
 def _read_pictures(
-    request: Request, size: int, needed: int
-) -> tuple[UInt8[np.ndarray, "Y X 3"], UInt8[np.ndarray, "frames Y X 3"]]:
-    """Return the still and the person's video, both as the model sees them."""
-    clip, best = pictures.read_portrait(
-        request.reference,
-        most=max(REFERENCE_FRAMES, needed),
-        crop=request.crop,
-        size=size,
-    )
-    if request.still is None:
-        return clip[best], clip
-    still, _ = pictures.read_portrait(
-        request.still, most=1, crop=request.crop, size=size
-    )
-    return still[0], clip
-
-
-def encode_reference(
-    pretrained: Pretrained, clip: UInt8[np.ndarray, "frames Y X 3"]
-) -> Reference:
-    """Encode the first latents of the person's video in segments, all rows valid."""
-    card, patch = pretrained.card, pretrained.card.config.patch
-    needed = card.reference_latents * FRAMES_PER_LATENT
-    if len(clip) < needed:
-        raise InputError(
-            f"expected a reference of {needed} frames or more at 25 fps, came "
-            f"{len(clip)}; give a longer video."
-        )
-    step = SEGMENT_LATENTS * FRAMES_PER_LATENT
-    segments = [
-        pretrained.codec.encode_clips(
-            _to_video(clip[start : min(start + step, needed)])
-        )
-        for start in range(0, needed, step)
+    request: Request, pretrained: Pretrained
+) -> tuple[
+    UInt8[np.ndarray, "Y X 3"], Bool[np.ndarray, "h w"] | None, list[people.PersonClip]
+]:
+    """Return the still, its patches that show something (None: all), the person."""
+    card = pretrained.card
+    most = max(REFERENCE_FRAMES, FRAMES_PER_LATENT * card.reference_latents)
+    portraits = [
+        pictures.read_portrait(path, most=most, crop=request.crop, size=card.size)
+        for path in request.reference
     ]
-    latents = jnp.concatenate(segments, axis=1)
-    _, frames, rows, columns, _ = latents.shape
-    return Reference(
-        latents=latents,
-        valid=jnp.ones((1, frames, rows // patch, columns // patch), bool),
-        segment_ids=jnp.arange(frames)[None] // SEGMENT_LATENTS,
-    )
-
-
-def _to_video(
-    frames: UInt8[np.ndarray, "frames Y X 3"],
-) -> Float[Array, "1 frames Y X 3"]:
-    return jnp.asarray(frames, jnp.float32)[None] / 127.5 - 1
+    scene = portraits[0]
+    if request.still is not None:
+        scene = pictures.read_portrait(
+            request.still, most=1, crop=request.crop, size=card.size
+        )
+    still, valid = scene.frames[scene.best], None
+    if request.blank_person:
+        box, cell = scene.boxes[scene.best], pretrained.patch_side
+        still, valid = pictures.blank_person(still, box, cell=cell)
+    hears = card.reference_latents and card.config.reference_audio_width
+    waves = [
+        decode.read_soundtrack(path) if hears else None for path in request.reference
+    ]
+    clips = [
+        people.PersonClip(portrait.frames, portrait.boxes, portrait.found, wave)
+        for portrait, wave in zip(portraits, waves, strict=True)
+    ]
+    return still, valid, clips

@@ -54,6 +54,8 @@ def test_the_first_wrong_key_of_each_kind_is_named(tmp_path, made):
         ({"size": None}, "no size"),
         ({"codec": "vae"}, "codec 'vae'"),
         ({"speech": "ears"}, "speech encoder 'ears'"),
+        ({"identity": "eyes"}, "identity encoder 'eyes'"),
+        ({"motion": "eyes"}, "motion encoder 'eyes'"),
     ],
 )
 def test_metadata_of_another_kind_is_named(tmp_path, made, change, words):
@@ -63,6 +65,18 @@ def test_metadata_of_another_kind_is_named(tmp_path, made, change, words):
     checkpoint.save_weights(tmp_path / "w.safetensors", params, metadata)
     with pytest.raises(InputError, match=words):
         pretrained.load(tmp_path / "w.safetensors")
+
+
+def test_encoders_of_a_person_are_loaded_with_the_weights(tmp_path):
+    card, params = tiny_weights.make_params(
+        tiny_weights.PERSON_CONFIG, **tiny_weights.PERSON_CARD
+    )
+    loaded = pretrained.load(write(tmp_path / "w.safetensors", card, params))
+    assert (loaded.motion.kind, loaded.identity.kind) == ("motion", "identity")
+    assert loaded.patch_side == 16
+    short = dataclasses.replace(card, motion_mean=(0.0,) * 11)
+    with pytest.raises(InputError, match="12 motion codes.* 11 means"):
+        pretrained.load(write(tmp_path / "short.safetensors", short, params))
 
 
 @pytest.mark.parametrize(
