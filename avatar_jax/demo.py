@@ -22,7 +22,12 @@ AVATAR_FRAMES = 8 * FRAMES_PER_SECOND
 AVATAR_SIZE = 256  # pixels of avatar.mp4
 CONSENT = "This person is drawn by a program; it is nobody's likeness.\n"
 # A short training run: lips move, but worse than with the shipped weights.
-TRAIN_PEOPLE, TRAIN_STEPS = 600, (400, 1000)
+TRAIN_PEOPLE = 600
+TRAIN_STEPS = {
+    "stage1_text_to_video": 400,
+    "stage2_audio_to_video": 1000,
+    "stage3_personality": 600,
+}
 
 
 def main(argv: list[str]) -> None:
@@ -38,8 +43,8 @@ def main(argv: list[str]) -> None:
     weights = train_tiny(out / "training") if arguments.train else arguments.weights
     loaded = pretrained.load(weights)
     out.mkdir(parents=True, exist_ok=True)
-    _write_avatar(arguments, out, Path(weights), loaded.card.size)
-    scores, _ = evaluate.score_demo(
+    shown = _write_avatar(arguments, out, Path(weights), loaded.card)
+    scores = evaluate.score_demo(
         loaded,
         out,
         num_cases=arguments.cases,
@@ -54,12 +59,10 @@ def main(argv: list[str]) -> None:
         out / "report.html",
         metrics=metrics,
         scores=scores,
-        videos={
-            "avatar.mp4: a held-out person, a speech never heard in training"
-            if not arguments.reference
-            else "avatar.mp4: your reference and your speech": out / "avatar.mp4",
-            "side_by_side.mp4: held-out people": out / "side_by_side.mp4",
-        },
+        videos=[
+            shown,
+            {"side_by_side.mp4: held-out people": out / "side_by_side.mp4"},
+        ],
         notes=[
             f"Weights: {Path(weights).name}. Installed in "
             f"{arguments.seconds_install:.0f} s, run in {metrics['seconds_run']:.0f} s."
@@ -70,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 
 def train_tiny(folder: Path) -> Path:
-    """Train TINY by the committed stage 1 and 2 configs for a short while.
+    """Train TINY by the committed configs of stages 1 to 3 for a short while.
 
     Returns the weights file; a second call goes on where the first one stopped.
     """
@@ -79,8 +82,7 @@ def train_tiny(folder: Path) -> Path:
         people = ("--people", str(TRAIN_PEOPLE))
         prepare.main(["procedural", "--out", str(records), *people])
     workdir, parent = folder, ""
-    stages = ("stage1_text_to_video", "stage2_audio_to_video")
-    for name, steps in zip(stages, TRAIN_STEPS, strict=True):
+    for name, steps in TRAIN_STEPS.items():
         workdir = folder / name
         train.main(
             [
@@ -95,29 +97,43 @@ def train_tiny(folder: Path) -> Path:
 
 
 def _write_avatar(
-    arguments: argparse.Namespace, out: Path, weights: Path, size: int
-) -> None:
-    """Write avatar.mp4 of the user's person, or of a held-out procedural one."""
+    arguments: argparse.Namespace, out: Path, weights: Path, card: pretrained.Card
+) -> dict[str, Path]:
+    """Write avatar.mp4 of the user's person, or of a held-out procedural one.
+
+    Returns the videos of the report's first row with their titles.
+    """
     settings = ["--weights", str(weights)]
+    settings += ["--blank-person"] if card.blank_still else []
     if arguments.steps is not None:
         settings += ["--steps", str(arguments.steps)]
     if arguments.reference:
         print("--reference given: taken as statement that the person in it agreed")
         files = ["--reference", arguments.reference, "--audio", arguments.audio]
-        consent = ["--i-have-consent"]
+        files += ["--i-have-consent"]
+        shown = {"avatar.mp4: your reference and your speech": out / "avatar.mp4"}
     else:
         folder = out / "avatar_case"
-        person = people_of("test", arguments.cases + 1)[-1]
-        demo_cases.make_case(folder, person, num_frames=AVATAR_FRAMES, size=size)
-        (folder / "consent.txt").write_text(CONSENT)
-        files = [
-            *("--reference", str(folder / "reference.mp4")),
-            *("--still", str(folder / "still.png")),
-            *("--audio", str(folder / "speech.wav")),
-        ]
-        consent = ["--consent", str(folder / "consent.txt")]
+        files = _write_avatar_case(folder, arguments.cases, card.size)
         settings += ["--size", str(AVATAR_SIZE)]
-    sample.main([*files, *consent, *settings, "--out", str(out / "avatar.mp4")])
+        title = "avatar.mp4: a held-out person, a speech never heard in training"
+        known = {"reference.mp4: the same person elsewhere": folder / "reference.mp4"}
+        shown = (known if card.reference_latents else {}) | {title: out / "avatar.mp4"}
+    sample.main([*files, *settings, "--out", str(out / "avatar.mp4")])
+    return shown
+
+
+def _write_avatar_case(folder: Path, num_cases: int, size: int) -> list[str]:
+    """Render a person who is in no case; return the arguments of `sample`."""
+    person = people_of("test", num_cases + 1)[-1]
+    demo_cases.make_case(folder, person, num_frames=AVATAR_FRAMES, size=size)
+    (folder / "consent.txt").write_text(CONSENT)
+    return [
+        *("--reference", str(folder / "reference.mp4")),
+        *("--still", str(folder / "still.png")),
+        *("--audio", str(folder / "speech.wav")),
+        *("--consent", str(folder / "consent.txt")),
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:

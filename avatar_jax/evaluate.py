@@ -1,6 +1,7 @@
 """Score models, and train the judges that do: `python -m avatar_jax.evaluate`."""
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from avatar_jax.evaluation import (
     demo_cases,
     demo_scores,
     judge_commands,
+    personality_scores,
     report,
     side_by_side,
 )
@@ -43,34 +45,42 @@ def score_demo(
     settings: chunk.Settings,
     seed: int = 0,
     split: str = "test",
-) -> tuple[demo_scores.Scores, list[demo_cases.Case]]:
+) -> demo_scores.Scores:
     """Render held-out people, generate, and score what the mp4 files show.
 
+    Weights that take a reference are also asked whom they show and whose manner it is.
     Writes `cases/` and `side_by_side.mp4` into `out`.
     """
     if num_cases < 2:
         raise InputError(f"expected --cases of 2 or more, came {num_cases}.")
+    card = loaded.card
     judge = judges.load(judges.asset("motion", "evaluation"))
+    sets, takes_reference = demo_scores.SPEECH_SETS, card.reference_latents > 0
+    if takes_reference:
+        by = personality_scores.load_judges()
+        sets = sets | demo_scores.REFERENCE_SETS
     out.mkdir(parents=True, exist_ok=True)
-    cases = demo_cases.make_cases(
-        out / "cases",
-        num_cases,
-        split=split,
-        num_frames=demo_scores.case_frames(loaded.card.chunk_latents),
-        size=loaded.card.size,
-    )
+    num_frames = demo_scores.case_frames(card.chunk_latents)
+    shape = {"num_frames": num_frames, "size": card.size}
+    cases = demo_cases.make_cases(out / "cases", num_cases, split=split, **shape)
     demo_scores.write_codec_cases(cases, loaded.codec)
-    for name, speech_from in (("generated", 0), ("wrong_speech", 1)):
+    prepared, plan = demo_scores.prepare_cases(cases, loaded)
+    how = {"plan": plan, "settings": settings, "seed": seed}
+    for name, given in sets.items():
         demo_scores.generate_cases(
-            cases,
-            loaded,
-            settings=settings,
-            seed=seed,
-            name=name,
-            speech_from=speech_from,
+            cases, loaded, prepared, name=name, given=given, **how
         )
-    side_by_side.write_side_by_side(out / "side_by_side.mp4", cases[:SHOWN_CASES])
-    return demo_scores.score_cases(cases, judge), cases
+    side_by_side.write_side_by_side(
+        out / "side_by_side.mp4", cases[:SHOWN_CASES], with_reference=takes_reference
+    )
+    scores = demo_scores.score_cases(cases, judge)
+    if takes_reference:
+        gallery = personality_scores.make_gallery(
+            split, num_cases, by, codec=loaded.codec, **shape
+        )
+        rows = demo_scores.score_personality(cases, by, gallery)
+        scores = dataclasses.replace(scores, per_case=scores.per_case | rows)
+    return scores
 
 
 def make_settings(
@@ -96,6 +106,7 @@ def format_summary(metrics: dict) -> str:
     return "\n".join(
         f"{name:32s} {metrics[name]:8.3f}   {what}; want {hope}"
         for name, (what, hope) in report.MEANING.items()
+        if name in metrics
     )
 
 
@@ -103,7 +114,7 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     started = time.time()
     out = Path(arguments.out)
     loaded = pretrained.load(arguments.weights)
-    scores, _ = score_demo(
+    scores = score_demo(
         loaded,
         out,
         num_cases=arguments.cases,
@@ -117,7 +128,7 @@ def _run_demo(arguments: argparse.Namespace) -> None:
         out / "report.html",
         metrics=metrics,
         scores=scores,
-        videos={"truth, codec ceiling, generated": out / "side_by_side.mp4"},
+        videos=[{"side_by_side.mp4: held-out people": out / "side_by_side.mp4"}],
         notes=[f"Weights: {arguments.weights}"],
     )
     print(format_summary(metrics))

@@ -1,4 +1,8 @@
-"""Held-out people with a speech they never gave before, as files a user would have."""
+"""Held-out people with a speech they never gave before, as files a user would have.
+
+The reference is filmed in one scene; still, truth and speech are of another. Whatever
+scenes share is the person.
+"""
 
 import dataclasses
 import wave
@@ -19,7 +23,8 @@ SEED = 0  # population; its test people are in no training set
 REFERENCE_FRAMES = 100
 # Sentences from here on are said in no training clip, and by one case each.
 _FIRST_UTTERANCE = 1_000_000
-_SCENE = 0
+_REFERENCE_SCENE, _TARGET_SCENE, _FIRST_OTHER_SCENE = 0, 1, 2
+_OTHERS_UTTERANCE, _MOST_OTHERS = 10_000_000, 100  # per person
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +32,21 @@ class Case:
     """One person in one scene: what the system is given, and the truth."""
 
     folder: Path
+    person: int
     caption: str
     still: UInt8[np.ndarray, "Y X 3"]
     speech: Float[np.ndarray, " samples"]
     truth: UInt8[np.ndarray, "frames Y X 3"]
     mouth_open: Float[np.ndarray, " frames"]  # exact, of the truth
 
-    def request(self, *, speech_of: "Case | None" = None) -> request.Request:
-        """Return this person's request, with its own speech or another case's."""
+    def request(self, *, blank_person: bool = False) -> request.Request:
+        """Return this person's request, with the person in the still or without."""
         return request.Request(
-            reference=self.folder / "reference.mp4",
+            reference=(self.folder / "reference.mp4",),
             still=self.folder / "still.png",
-            audio=(speech_of or self).folder / "speech.wav",
+            audio=self.folder / "speech.wav",
             crop="none",
+            blank_person=blank_person,
         )
 
 
@@ -55,18 +62,21 @@ def make_cases(
 
 
 def make_case(folder: Path, index: int, *, num_frames: int, size: int) -> Case:
-    """Render one person: reference.mp4, still.png, speech.wav and truth.mp4."""
+    """Render one person: reference.mp4, still.png, speech.wav and truth.mp4.
+
+    The still is the first frame of the truth, as image-to-video models are driven.
+    """
     person = people.sample_person(SEED, index)
     reference = clips.make_clip(
         person,
-        scene=_SCENE,
+        scene=_REFERENCE_SCENE,
         utterance=_FIRST_UTTERANCE + 2 * index,
         num_frames=REFERENCE_FRAMES,
         size=size,
     )
     truth = clips.make_clip(
         person,
-        scene=_SCENE,
+        scene=_TARGET_SCENE,
         utterance=_FIRST_UTTERANCE + 2 * index + 1,
         num_frames=num_frames,
         size=size,
@@ -74,8 +84,9 @@ def make_case(folder: Path, index: int, *, num_frames: int, size: int) -> Case:
     folder.mkdir(parents=True, exist_ok=True)
     case = Case(
         folder=folder,
+        person=index,
         caption=truth.caption,
-        still=reference.frames[neutral_frame(reference.motion)],
+        still=truth.frames[0],
         speech=truth.audio,
         truth=truth.frames,
         mouth_open=truth.motion[:, MOTION_NAMES.index("mouth_open")],
@@ -87,11 +98,22 @@ def make_case(folder: Path, index: int, *, num_frames: int, size: int) -> Case:
     return case
 
 
-def neutral_frame(motion: Float[np.ndarray, "frames codes"]) -> int:
-    """Return the frame with the mouth most closed, eyes open, head towards us."""
-    weight = {"mouth_open": 3.0, "blink_left": 2.0, "blink_right": 2.0}
-    weights = np.array([weight.get(name, 1.0) for name in MOTION_NAMES])
-    return int(np.argmin(np.abs(motion) @ weights))
+def film_others(
+    index: int, count: int, *, num_frames: int, size: int
+) -> list[UInt8[np.ndarray, "frames Y X 3"]]:
+    """Film further clips of a person, in scenes and with sentences of no case."""
+    person = people.sample_person(SEED, index)
+    filmed = [
+        clips.make_clip(
+            person,
+            scene=_FIRST_OTHER_SCENE + number,
+            utterance=_OTHERS_UTTERANCE + _MOST_OTHERS * index + number,
+            num_frames=num_frames,
+            size=size,
+        )
+        for number in range(count)
+    ]
+    return [clip.frames for clip in filmed]
 
 
 def write_speech(path: Path, speech: Float[np.ndarray, " samples"]) -> None:

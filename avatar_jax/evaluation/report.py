@@ -15,9 +15,10 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
        padding: 0 1rem; color: #222; background: #fff }
 h1, h2 { font-weight: 600 } video { max-width: 100%; border-radius: 6px }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 14px }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left } figure { margin: .6rem 0 }
-figcaption { font-size: 13px; color: #555 } .truth { stroke: #999 }
+figcaption { font-size: 13px; color: #555 } .wide { overflow-x: auto }
+.beside { display: flex; gap: 1rem; align-items: end } .truth { stroke: #999 }
 .seen { stroke: #0a62c4 } polyline { fill: none; stroke-width: 1.6 }
 """
 # Metric -> (what it is, what to hope for).
@@ -32,6 +33,33 @@ MEANING = {
     "psnr_codec": ("the codec's own round trip, dB", "the ceiling"),
     "sharpness_ratio": ("gradients, generated to codec", "0.7 to 1.4"),
     "motion_ratio": ("change per frame, generated to codec", "0.7 to 1.4"),
+    # Of weights that take a reference.
+    "identity_top1_of_20": ("the true person is first", "0.6 or more; chance 0.05"),
+    "identity_reference_swapped": (
+        "another's reference given: that one is first",
+        "0.6 or more; chance 0.05",
+    ),
+    "identity_reference_absent": (
+        "no reference given: the true person is first",
+        "0.05, chance",
+    ),
+    "identity_ceiling": ("the truth through the codec", "the ceiling"),
+    "style_nearest_over_chance": (
+        "the true person's manner is nearest, times chance",
+        "3 or more",
+    ),
+    "style_nearest_swapped_over_chance": (
+        "another's reference given: that one's manner is nearest",
+        "3 or more",
+    ),
+    "style_nearest_absent_over_chance": (
+        "no reference given; the speech alone tells a little",
+        "lower",
+    ),
+    "style_ceiling_over_chance": ("the truth through the codec", "the ceiling"),
+    "style_distance": ("to the true person's manner, in clips' own spread", "low"),
+    "style_distance_absent": ("the same with no reference", "higher"),
+    "style_distance_ceiling": ("the truth through the codec", "the ceiling"),
 }
 
 
@@ -40,19 +68,19 @@ def write_report(
     *,
     metrics: Mapping,
     scores: Scores,
-    videos: Mapping[str, Path],
+    videos: Sequence[Mapping[str, Path]],
     notes: Sequence[str] = (),
 ) -> None:
     """Write the page, complete or not at all.
 
     Args:
-      videos: title -> mp4, embedded in the page.
+      videos: rows of title -> mp4 beside each other, embedded in the page.
       notes: lines under the title.
     """
     body = [
         "<h1>Talking people, scored</h1>",
         *(f"<p>{html.escape(note)}</p>" for note in notes),
-        *(_video(title, file) for title, file in videos.items()),
+        *(_row(beside) for beside in videos),
         "<h2>Figures</h2>",
         _summary(metrics),
         "<h2>Mouth opening over time</h2>",
@@ -73,6 +101,11 @@ def write_report(
     temporary.replace(path)
 
 
+def _row(beside: Mapping[str, Path]) -> str:
+    figures = "".join(_video(title, path) for title, path in beside.items())
+    return f"<div class='beside'>{figures}</div>"
+
+
 def _video(title: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return (
@@ -84,6 +117,8 @@ def _video(title: str, path: Path) -> str:
 def _summary(metrics: Mapping) -> str:
     rows = []
     for name, (what, hope) in MEANING.items():
+        if name not in metrics:
+            continue
         low, high = metrics[f"{name}_ci95"]
         rows.append(
             f"<tr><td>{name}</td><td>{metrics[name]:.3f}</td>"
@@ -94,15 +129,15 @@ def _summary(metrics: Mapping) -> str:
 
 
 def _table(scores: Scores) -> str:
-    names = list(scores.per_case)
-    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in names)
+    """Lay out a row for each metric and a column for each case."""
+    head = "".join(f"<th>{n:02d}</th>" for n in range(len(scores.truth)))
     rows = "".join(
-        f"<tr><td>{n:02d}</td>"
-        + "".join(f"<td>{scores.per_case[name][n]:.2f}</td>" for name in names)
+        f"<tr><td>{name.replace('_', ' ')}</td>"
+        + "".join(f"<td>{value:.2f}</td>" for value in values)
         + "</tr>"
-        for n in range(len(scores.truth))
+        for name, values in scores.per_case.items()
     )
-    return f"<table><tr><th>case</th>{head}</tr>{rows}</table>"
+    return f"<div class='wide'><table><tr><th>case</th>{head}</tr>{rows}</table></div>"
 
 
 def _curves(number: int, scores: Scores) -> str:

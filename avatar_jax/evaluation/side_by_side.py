@@ -14,20 +14,29 @@ from avatar_jax.types import SAMPLES_PER_FRAME
 PANEL = 192  # pixels
 LABEL_ROWS = 28  # pixels
 _COLUMNS = {"truth": "truth", "codec": "codec ceiling", "generated": "generated"}
+_REFERENCE = {"reference": "reference"}
 
 
-def write_side_by_side(path: Path, cases: Sequence[Case]) -> None:
-    """Write truth, codec ceiling and generated video of some cases, with the speech."""
+def write_side_by_side(
+    path: Path, cases: Sequence[Case], *, with_reference: bool
+) -> None:
+    """Write truth, codec ceiling and generated video of some cases, with the speech.
+
+    Args:
+      with_reference: the person's own video comes first, repeated or cut to the length.
+    """
+    columns = _REFERENCE | _COLUMNS if with_reference else _COLUMNS
     speech = np.concatenate([_fit(case) for case in cases])
-    width = PANEL * len(_COLUMNS)
+    width = PANEL * len(columns)
     with encode.VideoWriter(path, PANEL + LABEL_ROWS, width, audio=speech) as writer:
         for case in cases:
             panels = [
                 _panel(decode.read_video(case.folder / f"{name}.mp4").frames, label)
-                for name, label in _COLUMNS.items()
+                for name, label in columns.items()
             ]
-            count = len(case.truth)
-            writer.write(np.concatenate([panel[:count] for panel in panels], axis=2))
+            times = np.arange(len(case.truth))
+            shown = [panel[times % len(panel)] for panel in panels]
+            writer.write(np.concatenate(shown, axis=2))
 
 
 def _fit(case: Case) -> Float[np.ndarray, " samples"]:

@@ -118,11 +118,19 @@ def test_a_truth_shown_as_generated_scores_as_the_ceiling(scored, tmp_path):
     assert scores.lag == 0
 
 
-def test_cases_are_test_people_with_neutral_stills(tmp_path):
+def test_cases_are_test_people_whose_reference_is_of_another_scene(tmp_path):
     case = demo_cases.make_case(tmp_path / "c", 9, num_frames=25, size=64)
     assert judge_frames.people.split_of(9) == "test"
-    assert case.still.shape == (64, 64, 3)
+    assert (case.still == case.truth[0]).all()
     assert case.request().audio == tmp_path / "c" / "speech.wav"
+    assert case.request(blank_person=True).blank_person
+    reference = decode.read_video(tmp_path / "c" / "reference.mp4").frames
+    assert len(reference) == demo_cases.REFERENCE_FRAMES
+    corner = np.s_[:, :4, :4]  # of the room
+    light = np.abs(
+        reference[corner].mean((0, 1, 2)) - case.truth[corner].mean((0, 1, 2))
+    )
+    assert light.max() > 10
 
 
 def test_too_few_cases_are_refused(weights, tmp_path, capsys, monkeypatch):

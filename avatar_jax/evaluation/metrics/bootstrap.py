@@ -17,3 +17,9 @@ def confidence_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(values[picks].mean(axis=1), (tail, 1 - tail))
     return float(low), float(high)
+
+
+def format_mean(values: Float[np.ndarray, " cases"]) -> str:
+    """Return the mean and its interval in brackets."""
+    low, high = confidence_interval(values)
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
