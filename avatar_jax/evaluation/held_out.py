@@ -20,7 +20,7 @@ from avatar_jax.flow import times
 from avatar_jax.models.codec import LatentCodec
 from avatar_jax.objectives import base, flow_matching
 from avatar_jax.sampling import chunk
-from avatar_jax.types import Clip, VideoMotion
+from avatar_jax.types import Clip, VideoMotion, count_frames
 
 Videos = dict[str, UInt8[np.ndarray, "frames Y X 3"]]
 
@@ -36,10 +36,19 @@ def make_evaluators(
 ) -> tuple["HeldOutLoss", "Preview"]:
     """Return both evaluators on validation clips of `data`, no condition dropped."""
     whole = dataclasses.replace(
-        data, split="validation", text_dropout=0.0, audio_dropout=0.0, still_dropout=0.0
+        data,
+        split="validation",
+        text_dropout=0.0,
+        audio_dropout=0.0,
+        still_dropout=0.0,
+        motion_dropout=0.0,
+        reference_dropout=0.0,
+        context_noise=0.0,
     )
     clips = pipeline.make_dataset(whole, process_index=0, process_count=1)
-    preview = Preview(objective.model, codec, clips, num_clips, num_steps)
+    preview = Preview(
+        objective.model, codec, clips, num_clips, num_steps, objective.motion_width
+    )
     return HeldOutLoss(objective, clips, num_batches), preview
 
 
@@ -88,6 +97,7 @@ class Preview:
 
     Attributes:
       num_clips: side by side in the picture.
+      motion_width: of the model's motion stream; None: it has none.
     """
 
     model: nn.Module
@@ -95,6 +105,7 @@ class Preview:
     clips: Iterable[Clip]
     num_clips: int = 4
     num_steps: int = 16
+    motion_width: int | None = None
 
     @functools.cached_property
     def _batch(self) -> Clip:
@@ -107,11 +118,10 @@ class Preview:
         """Return the video `preview`."""
         batch = self._batch
         noise_rng, rng = jax.random.split(jax.random.key(0))
-        noise = jax.random.normal(noise_rng, batch.target.latents.shape)
         sample = chunk.sample_chunk(
             self.model,
             players["model"],
-            VideoMotion(latents=noise),
+            self._draw_noise(noise_rng),
             chunk.Passes(full=batch.conditions),
             times.schedule(self.num_steps),
             rng,
@@ -121,6 +131,15 @@ class Preview:
             self._decode(latents) for latents in (batch.target.latents, sample.latents)
         ]
         return {}, {"preview": np.concatenate(rows, axis=1)}
+
+    def _draw_noise(self, rng: PRNGKeyArray) -> VideoMotion:
+        latents = self._batch.target.latents
+        video_rng, motion_rng = jax.random.split(rng)
+        motion = None
+        if self.motion_width:
+            rows = latents.shape[0], count_frames(latents.shape[1])
+            motion = jax.random.normal(motion_rng, (*rows, self.motion_width))
+        return VideoMotion(jax.random.normal(video_rng, latents.shape), motion)
 
     def _decode(
         self, latents: Float[Array, "B F H W C"]

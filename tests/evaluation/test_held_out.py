@@ -11,6 +11,7 @@ from avatar_jax.objectives import flow_matching
 from avatar_jax.types import Clip, Conditions, VideoMotion
 
 B, F, H, W, C = 3, 2, 2, 3, 5
+MOTION = 7
 
 
 class Guess(nn.Module):
@@ -21,6 +22,16 @@ class Guess(nn.Module):
         return VideoMotion(
             latents=noisy.latents * self.param("scale", nn.initializers.ones, ())
         )
+
+
+class MovingGuess(Guess):
+    """The same with a motion stream."""
+
+    @nn.compact
+    def __call__(self, noisy, t, conditions):
+        chex.assert_shape(noisy.motion, (2, 4 * (F - 1) + 1, MOTION))
+        scale = self.param("scale", nn.initializers.ones, ())
+        return VideoMotion(latents=noisy.latents * scale, motion=noisy.motion * scale)
 
 
 def make_clips(count):
@@ -63,3 +74,10 @@ def test_preview_shows_the_truth_above_the_samples():
     assert np.abs(difference).max() <= 1
     _, again = evaluate(2, make_players(0.5))
     chex.assert_trees_all_equal(videos, again)
+
+
+def test_preview_of_a_motion_stream_starts_from_noise_in_its_codes():
+    video = codec.DCTCodec(channels=C)
+    evaluate = held_out.Preview(MovingGuess(), video, make_clips(1), 2, 1, MOTION)
+    _, videos = evaluate(1, make_players(0.5))
+    assert videos["preview"].shape[0] == 4 * (F - 1) + 1
