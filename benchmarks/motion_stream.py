@@ -1,0 +1,111 @@
+"""Stage 3 with the motion stream and without: does it bring the person's manner?
+
+  python -m benchmarks.motion_stream --parent runs/stage2 --records records \\
+      --steps 1000 --out runs/motion_stream
+
+Trains both arms from the same weights with the same budget and seeds, then scores
+held-out people as `evaluate demo` does, numbers read back from mp4: the distance to
+their own manner, how often it is the nearest of twenty (times chance), the lips. Each
+line has 95% bootstrap intervals over people. The last lines pair the arms: each
+person's mean over seeds, on minus off. An arm that is trained already is not again.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from avatar_jax import checkpoint, command, train
+from avatar_jax.evaluation import demo_cases, demo_scores, personality_scores
+from avatar_jax.evaluation.metrics import bootstrap
+from avatar_jax.sampling import pretrained
+
+CONFIG = "configs/stage3_personality.py"
+ARMS = {"on": (), "off": ("--config.model.motion_width=0",)}
+FIGURES = ("style distance", "style, x chance", "sync")
+
+
+def main(argv: list[str]) -> None:
+    """Train, score and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--parent", required=True, metavar="WEIGHTS", help="of stage 2")
+    add("--records", required=True, metavar="FOLDER", help="of prepare procedural")
+    add("--steps", type=int, default=1000, help="of each arm")
+    add("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    add("--people", type=int, default=20, help="2 or more")
+    add("--split", choices=("test", "validation"), default="validation")
+    add("--out", type=Path, default=Path("runs/motion_stream"))
+    args = parser.parse_args(argv)
+    command.use_compilation_cache()
+    weights = {
+        (arm, seed): train_arm(args, arm, seed) for seed in args.seeds for arm in ARMS
+    }
+    print(f"{args.steps} steps each from {args.parent}, {args.people} {args.split}")
+    print(f"{'motion stream':<22}" + "".join(f"{name:>25}" for name in FIGURES))
+    rows = {}
+    for (arm, seed), path in weights.items():
+        rows[arm, seed] = score_arm(path, args.people, args.split)
+        _print(f"{arm}, seed {seed}", rows[arm, seed])
+    pooled = {
+        arm: np.mean([rows[arm, seed] for seed in args.seeds], axis=0) for arm in ARMS
+    }
+    for arm, values in pooled.items():
+        _print(f"{arm}, mean of seeds", values)
+    _print("on - off, paired", pooled["on"] - pooled["off"])
+
+
+def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
+    """Train one arm; return its weights file."""
+    workdir = args.out / f"{arm}_{seed}"
+    train.main(
+        [
+            *("--config", CONFIG, "--workdir", str(workdir)),
+            f"--config.init_from={args.parent}",
+            f"--config.data.directories={(args.records,)!r}",
+            f"--config.steps={args.steps}",
+            f"--config.evaluate_every={args.steps}",
+            f"--config.seed={seed}",
+            f"--config.data.seed={seed}",
+            # The curriculum of 4,000 steps, in as many parts of fewer.
+            f"--config.data.reference.cross_scene_from={3 * args.steps}",
+            f"--config.human.ramp_steps={max(1, args.steps // 3)}",
+            *ARMS[arm],
+        ]
+    )
+    return workdir / checkpoint.WEIGHTS_NAME
+
+
+def score_arm(path: Path, people: int, split: str) -> Float[np.ndarray, "3 people"]:
+    """Return `FIGURES` for each of the first people of a split."""
+    loaded, by = pretrained.load(path), personality_scores.load_judges()
+    num_frames = demo_scores.case_frames(loaded.card.chunk_latents)
+    shape = {"num_frames": num_frames, "size": loaded.card.size}
+    gallery = personality_scores.make_gallery(
+        split, people, by, codec=loaded.codec, **shape
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        cases = demo_cases.make_cases(Path(folder), people, split=split, **shape)
+        prepared, plan = demo_scores.prepare_cases(cases, loaded)
+        settings = pretrained.choose_settings(loaded.card)
+        demo_scores.generate_cases(
+            cases, loaded, prepared, plan=plan, settings=settings, seed=0
+        )
+        made = demo_scores.read_cases(cases, "generated")
+    found = personality_scores.find(
+        personality_scores.look(made, by), gallery, [case.person for case in cases]
+    )
+    lips = demo_scores.correlate_lips(cases, made, by.motion)
+    return np.stack([found.style_distance, found.style_over_chance, lips])
+
+
+def _print(label: str, rows: Float[np.ndarray, "3 people"]) -> None:
+    cells = "".join(f"{bootstrap.format_mean(row):>25}" for row in rows)
+    print(f"{label:<22}{cells}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
