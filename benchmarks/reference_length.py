@@ -22,7 +22,7 @@ from avatar_jax import command
 from avatar_jax.evaluation import demo_cases, demo_scores, personality_scores
 from avatar_jax.evaluation.metrics import bootstrap
 from avatar_jax.media import decode
-from avatar_jax.sampling import chunk, person, pretrained
+from avatar_jax.sampling import chunk, person, pretrained, windows
 from avatar_jax.types import FRAMES_PER_LATENT, SAMPLES_PER_FRAME, InputError, Reference
 from benchmarks import hidden_details
 
@@ -106,10 +106,10 @@ def encode_frames(
     known = decode.read_video(case.folder / "reference.mp4")
     start = (len(known.frames) - length) // 2
     frames = known.frames[start : start + length]
-    if length >= person.LEAST_FRAMES:
+    if length >= windows.LEAST_FRAMES:
         wave = known.audio[start * SAMPLES_PER_FRAME :][: length * SAMPLES_PER_FRAME]
         return person.encode_person(loaded, [person.portrait_clip(frames, wave)])
-    held = np.resize(frames, (person.LEAST_FRAMES, *frames.shape[1:]))
+    held = np.resize(frames, (windows.LEAST_FRAMES, *frames.shape[1:]))
     reference = person.encode_person(loaded, [person.portrait_clip(held)])
     latents = -(-length // FRAMES_PER_LATENT)
     shown = reference.valid.at[:, latents:].set(False)
