@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     overrides, rest = _split_overrides(argv)
     arguments = _parser().parse_args(rest)
     _initialize_distributed(arguments)
+    command.use_compilation_cache()  # a resumed run starts at once
     module = config_module.load_module(arguments.config)
     config = module.get_config()
     for name, text in overrides:

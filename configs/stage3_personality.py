@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
         mouth_weight=8.0,
         face_weight=1.0,
     )
-    human = human_aware.HumanAwareConfig(ramp_steps=1_300)
+    human = human_aware.HumanAwareConfig(ramp_steps=1_300, clips=6)
     rates = optimizer.OptimizerConfig(
         learning_rate=2e-3, warmup_steps=100, decay_fraction=0.5, final_fraction=0.02
     )

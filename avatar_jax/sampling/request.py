@@ -114,6 +114,8 @@ def encode(
         negative_text=jnp.asarray(text[2:]),
         reference=people.encode_person(pretrained, person) if takes_reference else None,
         still_valid=jnp.asarray(still_valid)[None],
+        # Weights that never learnt from codes do not look at their own either.
+        motion_valid=jnp.full((1,), bool(pretrained.card.motion)),
     )
 
 

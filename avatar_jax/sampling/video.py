@@ -45,6 +45,7 @@ class Prepared:
     negative_text: Leaf = None  # B L Dt, for text guidance; None: the empty prompt
     reference: Reference | None = None
     still_valid: Leaf = None  # B h w bool, patch grid; None: all valid
+    motion_valid: Leaf = None  # B bool, False: motion codes are not injected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,7 @@ def _shared_passes(
     full = Conditions(
         text=jnp.asarray(prepared.text),
         null_text=null_text,
+        motion_valid=prepared.motion_valid,
         reference=None if reference is None else cache(reference),
     )
     without_audio = negative = None
