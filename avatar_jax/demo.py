@@ -22,11 +22,15 @@ AVATAR_FRAMES = 8 * FRAMES_PER_SECOND
 AVATAR_SIZE = 256  # pixels of avatar.mp4
 CONSENT = "This person is drawn by a program; it is nobody's likeness.\n"
 # A short training run: lips move, but worse than with the shipped weights.
-TRAIN_PEOPLE = 600
-TRAIN_STEPS = {
-    "stage1_text_to_video": 400,
-    "stage2_audio_to_video": 1000,
-    "stage3_personality": 600,
+TRAIN_PEOPLE, TRAIN_CLIPS = 400, 4  # clips of each, two in either of two scenes
+TRAIN_STAGES = {
+    "stage1_text_to_video": ("--config.steps=400",),
+    "stage2_audio_to_video": ("--config.steps=1000",),
+    "stage3_personality": (
+        "--config.steps=600",
+        "--config.data.reference.cross_scene_from=1800",
+        "--config.human.ramp_steps=200",
+    ),
 }
 
 
@@ -79,17 +83,17 @@ def train_tiny(folder: Path) -> Path:
     """
     records = folder / "records"
     if not records.is_dir():
-        people = ("--people", str(TRAIN_PEOPLE))
-        prepare.main(["procedural", "--out", str(records), *people])
+        count = ["--people", str(TRAIN_PEOPLE), "--clips-per-person", str(TRAIN_CLIPS)]
+        prepare.main(["procedural", "--out", str(records), *count])
     workdir, parent = folder, ""
-    for name, steps in TRAIN_STEPS.items():
+    for name, overrides in TRAIN_STAGES.items():
         workdir = folder / name
         train.main(
             [
                 *("--config", f"configs/{name}.py", "--workdir", str(workdir)),
                 f"--config.data.directories={(str(records),)!r}",
-                f"--config.steps={steps}",
                 f"--config.init_from={parent}",
+                *overrides,
             ]
         )
         parent = str(workdir)
