@@ -74,7 +74,9 @@ def film(
     """
     rng, parts = np.random.default_rng(seed), []
     spoken = [MOTION_NAMES.index(name) for name in sync.SPOKEN]
-    for number, index in enumerate(tqdm(judge_frames.people_of(split, count))):
+    for number, index in enumerate(
+        tqdm(judge_frames.people_of(split, count), desc=f"{split}, speaking")
+    ):
         clip = clips.make_clip(
             people.sample_person(seed, index),
             scene=0,

@@ -77,9 +77,7 @@ class SyncNetwork(nn.Module):
           mouths: `crop_mouth` of `SYNC_FRAMES` or more frames in [-1, 1].
           speech: their rows of `speech.LogMel`.
         """
-        seen = Tower((24, 32, 48), side=5, hidden=40, name="tower")(
-            einops.rearrange(mouths, "b f y x c -> (b f) y x c")
-        )
+        seen = _Mouth(name="see")(einops.rearrange(mouths, "b f y x c -> (b f) y x c"))
         seen = einops.rearrange(seen, "(b f) c -> b f c", b=mouths.shape[0])
         codes = nn.Dense(len(SPOKEN), name="spoken")(seen)
         heard = nn.gelu(nn.Dense(40, name="row")(speech))
@@ -88,6 +86,18 @@ class SyncNetwork(nn.Module):
             window = nn.Conv(96, (SYNC_FRAMES,), padding="VALID", name=f"join_{name}")
             ends.append(nn.Dense(SYNC_WIDTH, name=name)(nn.gelu(window(x))))
         return ends[0], ends[1], codes
+
+
+class _Mouth(nn.Module):
+    """Patches of 4x4 pixels, one convolution, one dense layer; places matter."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B Y X 3"]) -> Float[Array, "B hidden"]:
+        x = einops.rearrange(x, "b (y i) (x j) c -> b y x (i j c)", i=4, j=4)
+        x = nn.gelu(nn.GroupNorm(num_groups=4)(nn.Dense(40, use_bias=False)(x)))
+        x = nn.Conv(56, (3, 3), (2, 2), use_bias=False)(x)
+        x = nn.gelu(nn.GroupNorm(num_groups=4)(x))
+        return nn.gelu(nn.Dense(40)(x.reshape(x.shape[0], -1)))
 
 
 def crop_mouth(
