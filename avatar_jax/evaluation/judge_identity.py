@@ -6,6 +6,7 @@ has a negative in its own scene, with the same background, clothes and light.
 
 import dataclasses
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,7 +129,8 @@ def _film(
         drawn = render.render(person.looks, view, codes, judges.VIEW).frames
         shown = judge_frames.degrade_clip(drawn, variant, crf=18)
         seen.append(shown[:: judge_frames.KEEP_EVERY][:_SEEN])
-    return judge.embed(np.concatenate(seen)).reshape(count, _SEEN, -1)
+    rows = judge.embed(np.concatenate(seen))
+    return einops.rearrange(rows, "(people frames) d -> people frames d", frames=_SEEN)
 
 
 def _draw_galleries(people: int, seed: int) -> Int[np.ndarray, "asked gallery"]:
