@@ -30,25 +30,21 @@ FIGURES = ("style distance", "style, x chance", "sync")
 
 def main(argv: list[str]) -> None:
     """Train, score and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--parent", required=True, metavar="WEIGHTS", help="of stage 2")
-    add("--records", required=True, metavar="FOLDER", help="of prepare procedural")
-    add("--steps", type=int, default=1000, help="of each arm")
-    add("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    add("--people", type=int, default=20, help="2 or more")
-    add("--split", choices=("test", "validation"), default="validation")
-    add("--out", type=Path, default=Path("runs/motion_stream"))
-    args = parser.parse_args(argv)
+    args = _parse(argv)
     command.use_compilation_cache()
     weights = {
         (arm, seed): train_arm(args, arm, seed) for seed in args.seeds for arm in ARMS
     }
+    by = personality_scores.load_judges()
+    first = pretrained.load(next(iter(weights.values())))
+    gallery = personality_scores.make_gallery(
+        args.split, args.people, by, codec=first.codec, **_shape(first.card)
+    )
     print(f"{args.steps} steps each from {args.parent}, {args.people} {args.split}")
     print(f"{'motion stream':<22}" + "".join(f"{name:>25}" for name in FIGURES))
     rows = {}
     for (arm, seed), path in weights.items():
-        rows[arm, seed] = score_arm(path, args.people, args.split)
+        rows[arm, seed] = score_arm(path, by, gallery, args.people, args.split)
         _print(f"{arm}, seed {seed}", rows[arm, seed])
     pooled = {
         arm: np.mean([rows[arm, seed] for seed in args.seeds], axis=0) for arm in ARMS
@@ -79,18 +75,21 @@ def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
     return workdir / checkpoint.WEIGHTS_NAME
 
 
-def score_arm(path: Path, people: int, split: str) -> Float[np.ndarray, "3 people"]:
+def score_arm(
+    path: Path,
+    by: personality_scores.Judges,
+    gallery: personality_scores.Gallery,
+    people: int,
+    split: str,
+) -> Float[np.ndarray, "3 people"]:
     """Return `FIGURES` for each of the first people of a split."""
-    loaded, by = pretrained.load(path), personality_scores.load_judges()
-    num_frames = demo_scores.case_frames(loaded.card.chunk_latents)
-    shape = {"num_frames": num_frames, "size": loaded.card.size}
-    gallery = personality_scores.make_gallery(
-        split, people, by, codec=loaded.codec, **shape
-    )
+    loaded = pretrained.load(path)
+    settings = pretrained.choose_settings(loaded.card)
     with tempfile.TemporaryDirectory() as folder:
-        cases = demo_cases.make_cases(Path(folder), people, split=split, **shape)
+        cases = demo_cases.make_cases(
+            Path(folder), people, split=split, **_shape(loaded.card)
+        )
         prepared, plan = demo_scores.prepare_cases(cases, loaded)
-        settings = pretrained.choose_settings(loaded.card)
         demo_scores.generate_cases(
             cases, loaded, prepared, plan=plan, settings=settings, seed=0
         )
@@ -100,6 +99,24 @@ def score_arm(path: Path, people: int, split: str) -> Float[np.ndarray, "3 peopl
     )
     lips = demo_scores.correlate_lips(cases, made, by.motion)
     return np.stack([found.style_distance, found.style_over_chance, lips])
+
+
+def _shape(card: pretrained.Card) -> dict[str, int]:
+    frames = demo_scores.case_frames(card.chunk_latents)
+    return {"num_frames": frames, "size": card.size}
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--parent", required=True, metavar="WEIGHTS", help="of stage 2")
+    add("--records", required=True, metavar="FOLDER", help="of prepare procedural")
+    add("--steps", type=int, default=1000, help="of each arm")
+    add("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    add("--people", type=int, default=20, help="2 or more")
+    add("--split", choices=("test", "validation"), default="validation")
+    add("--out", type=Path, default=Path("runs/motion_stream"))
+    return parser.parse_args(argv)
 
 
 def _print(label: str, rows: Float[np.ndarray, "3 people"]) -> None:

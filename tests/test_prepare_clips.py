@@ -1,4 +1,4 @@
-"""From files and rendered people to the three tiers of records. ~30 s on 2 cores."""
+"""From files and rendered people to the three tiers of records. ~40 s on 2 cores."""
 
 import json
 
@@ -12,6 +12,8 @@ from avatar_jax.data import records
 from avatar_jax.data.talking_heads import clips, people
 from avatar_jax.media import decode, encode, faces
 from avatar_jax.models import codec, speech
+from avatar_jax.models import faces as models_faces
+from avatar_jax.preparation import latents as latents_tier
 from avatar_jax.preparation import tiers
 
 FRAMES, SIZE = 30, 96
@@ -108,6 +110,40 @@ def test_features_and_latents_are_those_of_the_stored_record(dataset):
     assert text.shape == feature["text"].shape
 
 
+def test_tiers_hold_what_a_reference_needs(dataset):
+    coder, side = codec.DCTCodec(), SIZE // 8
+    for record, feature, latent in zip(*read(dataset, "train"), strict=True):
+        assert feature["person"] == record["person"] == "me"
+        assert feature["scene"] == record["scene"]
+        assert feature["identity"].shape == (models_faces.IDENTITY_WIDTH,)
+        np.testing.assert_allclose(np.linalg.norm(feature["identity"]), 1, rtol=1e-4)
+        config = latents_tier.LatentsConfig()
+        crop_side = config.face_size // 8
+        crops = (config.face_crops, crop_side, crop_side, 64)
+        assert latent["faces"].shape == crops and latent["faces"].any()
+        check_still(coder, record, latent)
+        assert latent["face_mask"].shape == latent["latents"].shape[:3]
+        # What reference rows show holds the mouth and far from all of the picture.
+        assert (latent["face_mask"] >= latent["mouth_mask"] - 1e-3).all()
+        assert 0.1 < latent["face_mask"].mean() < 0.7
+        assert latent["still_mask"].shape == (side, side)
+
+
+def check_still(coder, record, latent):
+    """The person is grey, what is outside looks as in the first frame."""
+    box = faces.person_box(record["face_boxes"][:1], SIZE, SIZE)
+    mask = latent["still_mask"][..., None]
+    share = latents_tier.cover_cells(box[None], height=SIZE, width=SIZE, stride=8)[0]
+    np.testing.assert_allclose(latent["still_mask"], share, atol=1e-3)
+    assert 0.2 < (latent["still_mask"] == 1).mean() < 0.9
+    both = np.stack([latent["still"], latent["latents"][:1]]).astype(np.float32)
+    still, first = (np.asarray(v[0]) for v in jax.jit(coder.decode)(both))
+    mask = np.repeat(np.repeat(mask, 8, 0), 8, 1)
+    np.testing.assert_allclose(np.where(mask == 1, still, 0), 0, atol=0.03)
+    assert np.abs(np.where(mask == 0, still - first, 0)).max() < 0.02
+    assert np.abs(np.where(mask == 1, first, 0)).mean() > 0.05
+
+
 def test_skipped_clips_are_named_and_counted(folder, tmp_path, capsys):
     (tmp_path / "held.txt").write_text("me/3\nme/4.mp4\nbroken\n")
     out = ["--out", str(tmp_path / "records"), "--workers", "1", "--size", "64"]
@@ -154,7 +190,7 @@ def test_mouth_share_of_cells_follows_the_box():
     boxes[0] = [8, 16, 24, 32]  # two by two whole cells
     boxes[1:5] = [4, 0, 8, 16]  # half of a column, two rows
     boxes[1:3] = 0  # in two of four frames only
-    share = tiers.cover_cells(boxes, height=40, width=32, stride=8)
+    share = latents_tier.cover_cells(boxes, height=40, width=32, stride=8)
     assert share.shape == (2, 5, 4)  # frames 5 and 6 are left out
     wanted = np.zeros((2, 5, 4))
     wanted[0, 2:4, 1:3] = 1
@@ -164,7 +200,7 @@ def test_mouth_share_of_cells_follows_the_box():
 
 def test_lengthened_videos_keep_their_latents():
     video = np.random.default_rng(0).integers(0, 255, (10, 16, 24, 3), np.uint8)
-    longer = tiers._lengthen(video)
+    longer = latents_tier._lengthen(video)
     assert len(longer) == 17 and (longer[:9] == video[:9]).all()
     encode_video = jax.jit(codec.DCTCodec().encode)
     short, long = (
@@ -175,16 +211,16 @@ def test_lengthened_videos_keep_their_latents():
 
 def test_rendered_people_keep_their_splits_and_motion_codes(tmp_path):
     out = tmp_path / "people"
-    arguments = "--people 10 --clips-per-person 1 --seconds 1 --workers 1".split()
+    arguments = "--people 10 --clips-per-person 3 --seconds 1 --workers 1".split()
     prepare.main(["procedural", "--out", str(out), *arguments])
-    for split, count in (("train", 8), ("validation", 1), ("test", 1)):
+    for split, count in (("train", 24), ("validation", 3), ("test", 3)):
         media, features, latents = read(out, split)
         assert len(media) == len(features) == len(latents) == count
         heard = {record["audio"].tobytes() for record in media}
         assert len(heard) == count
     record, feature = media[0], features[0]
     person = people.sample_person(0, 9)
-    made = clips.make_clip(person, scene=0, utterance=9, num_frames=25, size=64)
+    made = clips.make_clip(person, scene=0, utterance=27, num_frames=25, size=64)
     assert record["caption"] == made.caption and record["key"] == feature["key"]
     np.testing.assert_array_equal(feature["motion"], made.motion.astype(np.float32))
     np.testing.assert_allclose(record["mouth_boxes"], made.mouth_boxes)
@@ -192,3 +228,14 @@ def test_rendered_people_keep_their_splits_and_motion_codes(tmp_path):
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 34
     heard = tiers.read_wave(record)
     np.testing.assert_allclose(heard, np.clip(made.audio, -1, 1), atol=1e-4)
+    # Clips 0 and 1 share their scene.
+    people_of = [record["person"] for record in features]
+    scenes = [record["scene"] for record in features]
+    assert len(set(people_of)) == 1
+    assert scenes[0] == scenes[1] != scenes[2]
+    tier = records.tier_directory(out, records.FEATURES)
+    rows = np.concatenate([r["motion"] for r in records.read_tier(tier, "train")])
+    mean, std = records.read_motion_scale(out)
+    rows = (rows - mean) / std
+    np.testing.assert_allclose(rows.mean(0), 0, atol=0.3)
+    np.testing.assert_allclose(rows.std(0), 1, atol=0.3)

@@ -111,8 +111,9 @@ def make_bucket(
     config: PipelineConfig, clips: list[sources.ClipSource], number: int
 ) -> grain.MapDataset:
     """Return the endless examples of one bucket, the same for all processes."""
-    num_latents, *_ = config.buckets[number]
-    found = [source.find(num_latents) for source in clips]
+    # A person's only clip is its own reference, from latent 1 on.
+    needed = max(config.buckets[number][0], config.reference.segment_latents + 1)
+    found = [source.find(needed) for source in clips]
     sources.check_sizes(clips, found)
     pairs = [
         grain.MapDataset.range(len(indices))

@@ -112,6 +112,11 @@ class ClipSource:
             )
         motion = features.get("motion")
         if motion is not None:
+            if self.motion_scale is None:
+                raise InputError(
+                    f"{self.directory} has motion codes, but no motion_scale.npy: "
+                    "prepare it again."
+                )
             motion = (motion - self.motion_scale[:1]) / self.motion_scale[1:]
         arrays = {name: latents[name] for name in LATENT_FIELDS}
         return transforms.Record(

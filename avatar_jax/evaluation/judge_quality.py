@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from avatar_jax.evaluation import judge_frames, judge_training
 from avatar_jax.models import judges, quality
 
-DEFAULTS = judge_training.JudgeConfig(people=2000, num_steps=1500, batch_size=64)
+DEFAULTS = judge_training.JudgeConfig(people=2000, num_steps=1200, batch_size=64)
 FAULTS = ("ghost", "blur", "colour", "seams", "noise")
 SHARE = 0.35  # of the frames have a given fault
 GHOST = 0.5  # share of the other picture at the worst
+AWAY = (3, 7), (-2, 3)  # pixels by which it lies aside and below, ends exclusive
 BLUR, BLUR_REACH = 2.0, 4  # pixels
 GAIN = 0.4  # of a channel
 SEAM, BLOCK = 0.25, 8  # standard deviation of the level of a block, pixels
@@ -48,9 +49,14 @@ def spoil(
     others: Float[Array, "B Y X 3"],
     severity: Float[Array, "B faults"],
 ) -> Float[Array, "B Y X 3"]:
-    """Apply `FAULTS` of a severity of 0 (none) to 1 each; `others` shine through."""
+    """Apply `FAULTS` of a severity of 0 (none) to 1 each; `others` shine through.
+
+    Choice: these are moved, as if the head were elsewhere; two frames of a second are
+    often so alike that no ghost would be seen.
+    """
     s = dict(zip(FAULTS, severity.T[..., None, None, None], strict=True))
-    colour_rng, seam_rng, noise_rng = jax.random.split(rng, 3)
+    ghost_rng, colour_rng, seam_rng, noise_rng = jax.random.split(rng, 4)
+    others = _move(ghost_rng, others)
     frames = frames + GHOST * s["ghost"] * (others - frames)
     sigma = BLUR * s["blur"][:, 0, 0, 0]
     frames = jax.vmap(judge_frames.blur, in_axes=(0, 0, None))(
@@ -92,6 +98,18 @@ def held_out_table(judge: judges.Judge, *, people: int, seed: int) -> list[dict]
             row[f"Pearson, {label}"] = float(np.corrcoef(true, seen)[0, 1])
             row[f"Spearman, {label}"] = float(scipy.stats.spearmanr(true, seen)[0])
     return rows
+
+
+def _move(
+    rng: PRNGKeyArray, frames: Float[Array, "B Y X 3"]
+) -> Float[Array, "B Y X 3"]:
+    """Roll each picture to either side and up or down, differently."""
+    side_rng, x_rng, y_rng = jax.random.split(rng, 3)
+    count = (len(frames),)
+    side = jax.random.rademacher(side_rng, count, jnp.int32)
+    x = side * jax.random.randint(x_rng, count, *AWAY[0])
+    y = jax.random.randint(y_rng, count, *AWAY[1])
+    return jax.vmap(lambda frame, *by: jnp.roll(frame, by, (0, 1)))(frames, y, x)
 
 
 def _sample(rng: PRNGKeyArray, count: int) -> Float[Array, "B faults"]:

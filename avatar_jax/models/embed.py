@@ -237,7 +237,8 @@ class Embed(nn.Module):
             )
             valid = jnp.zeros((batch,), bool)
         time = jnp.broadcast_to(time, (batch, time.shape[1]))
-        return _keep(self.motion(codes, codes, time), valid)
+        out = self.motion(codes, codes, time, reference.segment_ids)
+        return _keep(out, valid)
 
     def _embed_identity(
         self, reference: Reference

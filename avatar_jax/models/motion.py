@@ -4,14 +4,14 @@ The stream is a target and a condition at once (Avatar V 2.1). What is injected 
 generated rows is the pair (m_t, m^): the noisy codes and the model's own clean
 estimate, zero where there is none; reference rows carry the pair (m, m) of their clean
 codes. The embedding also knows the codes' own time: t on generated rows, 0 on reference
-rows.
+rows. Convolutions do not cross from one segment of a reference into the next.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from avatar_jax.models import audio
 from avatar_jax.nn import attention, norms
@@ -32,14 +32,49 @@ class MotionTokens(nn.Module):
         codes: Float[Array, "B frames Dm"],
         estimate: Float[Array, "B frames Dm"],
         time: Float[Array, "B D"],
+        segment_ids: Int[Array, "B F"] | None = None,
     ) -> Float[Array, "B F 4 D"]:
+        """Embed 4 (F - 1) + 1 codes (zeros go in front) or 4 F codes.
+
+        Args:
+          codes: noisy on generated rows, clean on reference rows.
+          estimate: of the clean codes.
+          time: embedded.
+          segment_ids: of each latent frame; None: all are one.
+        """
         pair = jnp.concatenate([codes, estimate], -1)
         missing = -pair.shape[1] % FRAMES_PER_LATENT
         pair = jnp.pad(pair, ((0, 0), (missing, 0), (0, 0)))
-        y = _causal(self.width, self.dtype, "enter")(pair)
-        y = _causal(self.width, self.dtype, "mix")(jax.nn.silu(y))
+        if segment_ids is None:
+            segment_ids = jnp.zeros((1, pair.shape[1] // FRAMES_PER_LATENT), int)
+        ids = jnp.repeat(segment_ids, FRAMES_PER_LATENT, axis=1)
+        y = CausalConvolution(self.width, self.dtype, name="enter")(pair, ids)
+        y = jax.nn.silu(y)
+        y = CausalConvolution(self.width, self.dtype, name="mix")(y, ids)
         y = y + nn.Dense(self.width, dtype=self.dtype, name="time")(time)[:, None]
         return rearrange(y, "B (F a) D -> B F a D", a=FRAMES_PER_LATENT)
+
+
+class CausalConvolution(nn.Module):
+    """Look at each frame and the `KERNEL - 1` before it, inside its segment."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B frames M"], ids: Int[Array, "b frames"]
+    ) -> Float[Array, "B frames D"]:
+        shape = (KERNEL, x.shape[-1], self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        taps = []
+        for back in reversed(range(KERNEL)):
+            same = _shift(ids[..., None], back, -1) == ids[..., None]
+            taps.append(jnp.where(same, _shift(x, back, 0), 0))
+        taps = jnp.stack(taps).astype(self.dtype)
+        y = jnp.einsum("kBfm,kmD->BfD", taps, kernel.astype(self.dtype))
+        return y + bias.astype(self.dtype)[None, None]
 
 
 class MotionInjection(nn.Module):
@@ -97,5 +132,9 @@ class MotionHead(nn.Module):
         return codes[:, FRAMES_PER_LATENT - 1 :]
 
 
-def _causal(width: int, dtype: jnp.dtype, name: str) -> nn.Conv:
-    return nn.Conv(width, (KERNEL,), padding=[(KERNEL - 1, 0)], dtype=dtype, name=name)
+def _shift(
+    x: Shaped[Array, "B frames M"], back: int, fill: int
+) -> Shaped[Array, "B frames M"]:
+    """Move frames later by `back`; what comes in front is `fill`."""
+    moved = jnp.pad(x, ((0, 0), (back, 0), (0, 0)), constant_values=fill)
+    return moved[:, : x.shape[1]]

@@ -251,6 +251,7 @@ class FlowMatching:
         error = self._error(velocity.motion, target, t).mean(-1)
         # c^ - c = -t (v - u), of eq. 3 in `flow.path`
         off = path.expand(t, target) * (velocity.motion.astype(jnp.float32) - target)
+        off = off * weight[..., None]  # codes of a prefix are exact
         jumps = jnp.abs(jnp.diff(off, axis=1)).mean(-1) * weight[:, 1:]
         frames = weight.shape[1]
         return (error * weight).sum(1) / frames + jumps.sum(1) / frames

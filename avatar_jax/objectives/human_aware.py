@@ -153,10 +153,9 @@ def _locate(faces: Faces, config: HumanAwareConfig) -> _View:
             _place(centre, side, extent) for extent in (config.view, config.crop)
         ]
     view_row, row, view_column, column = places
-    pixels = judges.VIEW // config.view
-    return _View(
-        row, column, (row - view_row) * pixels, (column - view_column) * pixels
-    )
+    inside = (row - view_row, column - view_column)
+    pixels = (cells * judges.VIEW // config.view for cells in inside)
+    return _View(row, column, *pixels)
 
 
 def _place(centre: Float[Array, " B"], side: int, extent: int) -> Int[Array, " B"]:

@@ -7,45 +7,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from coded_records import (
+    DA,
+    DM,
+    DT,
+    LENGTHS,
+    C,
+    H,
+    L,
+    W,
+    clip_of,
+    damage,
+    make,
+    take,
+    write_dataset,
+)
 
-from avatar_jax.data import pipeline, records, transforms
+from avatar_jax.data import pipeline, records, references, transforms
 from avatar_jax.types import InputError
-
-H, W, C, DA, L, DT, DM = 4, 6, 8, 3, 5, 7, 2
-LENGTHS = (9, 4, 7, 12, 8, 7, 10, 9, 7, 11, 3)  # latents
-
-
-def coded(clip, places, *shape):
-    """Arrays whose values say which clip and which place in it they are."""
-    values = 100 * clip + np.arange(places, dtype=np.float16)
-    return np.broadcast_to(
-        values.reshape(-1, *(1 for _ in shape)), (places, *shape)
-    ).astype(np.float16)
-
-
-def write_dataset(folder, split="train", lengths=LENGTHS, height=H, first=0):
-    """Latent i of clip n is 100 n + i everywhere; audio and motion row j 100 n + j."""
-    latents, features = [], []
-    for n, length in enumerate(lengths, first):
-        frames, key = 4 * (length - 1) + 1, f"clip{n}"
-        mask = coded(n, length, height, W)
-        cells = coded(n, length, height, W, C)
-        latents.append({"key": key, "latents": cells, "mouth_mask": mask})
-        features.append(
-            {
-                "key": key,
-                "speech": coded(n, frames, DA),
-                "text": np.full((L, DT), n + 1, np.float16),
-                "motion": coded(n, frames, DM).astype(np.float32),
-            }
-        )
-    tier = records.tier_directory(folder, records.LATENTS, "dct64")
-    records.write_tier(tier, split, records.latents_schema(), latents)
-    schema = records.features_schema(motion_width=DM)
-    tier = records.tier_directory(folder, records.FEATURES)
-    records.write_tier(tier, split, schema, features)
-    records.write_null_text(folder, np.zeros((L, DT), np.float32))
-    return str(folder)
 
 
 @pytest.fixture
@@ -53,25 +32,8 @@ def folder(tmp_path):
     return write_dataset(tmp_path / "one")
 
 
-def make(folder, *, process_index=0, process_count=1, **fields):
-    fields = {"buckets": ((5, 4, 1.0),), **fields}
-    config = pipeline.PipelineConfig(directories=(folder,), **fields)
-    return pipeline.make_dataset(
-        config, process_index=process_index, process_count=process_count
-    )
-
-
-def take(dataset, number):
-    iterator = iter(dataset)
-    return [next(iterator) for _ in range(number)]
-
-
 def assert_same(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
-def clip_of(batch):
-    return (batch.target.latents[:, 0, 0, 0, 0] // 100).astype(int).tolist()
 
 
 def test_a_batch_has_the_documented_fields_and_shapes(folder):
@@ -79,13 +41,15 @@ def test_a_batch_has_the_documented_fields_and_shapes(folder):
     conditions = batch.conditions
     assert batch.target.latents.shape == (4, 5, H, W, C)
     assert batch.target.motion.shape == (4, 17, DM)
-    assert batch.mouth_mask.shape == (4, 5, H, W)
+    assert batch.mouth_mask.shape == batch.face_mask.shape == (4, 5, H, W)
     assert conditions.audio.shape == (4, 17, DA)
     assert conditions.text.shape == conditions.null_text.shape == (4, L, DT)
     assert conditions.still.shape == (4, 1, H, W, C)
     assert conditions.still_valid.shape == (4, H // 2, W // 2)
     assert conditions.prefix.shape == (4, 2, H, W, C)
+    assert conditions.prefix_motion.shape == (4, 5, DM)
     assert conditions.audio_valid.shape == conditions.prefix_valid.shape == (4,)
+    assert conditions.motion_valid.all() and conditions.reference is None
     kinds = {leaf.dtype for leaf in jax.tree.leaves(batch)}
     assert kinds == {np.dtype(np.float32), np.dtype(bool)}
 
@@ -103,10 +67,13 @@ def test_windows_align_latents_audio_motion_mask_and_prefix(folder):
             np.testing.assert_array_equal(one.mouth_mask[:, 1, 1], 100 * clip + places)
             rows = 100 * clip + 4 * start + np.arange(17)
             np.testing.assert_array_equal(told.audio[:, 0], rows)
-            np.testing.assert_array_equal(one.target.motion[:, 1], rows)
+            # By motion_scale.npy, which differs between the codes.
+            motion = one.target.motion
+            np.testing.assert_array_equal(motion, np.stack([rows, rows], 1))
             assert told.prefix_valid == (start > 0)
             expected = one.target.latents[:2] * (start > 0)
             np.testing.assert_array_equal(told.prefix, expected)
+            np.testing.assert_array_equal(told.prefix_motion, motion[:5] * (start > 0))
             assert told.still_valid.all() == told.still_valid.any()
             still = 100 * clip * told.still_valid.all()
             np.testing.assert_array_equal(told.still, np.full_like(told.still, still))
@@ -116,9 +83,10 @@ def test_windows_align_latents_audio_motion_mask_and_prefix(folder):
 
 
 def test_a_clip_as_long_as_the_window_never_gets_a_prefix():
+    rng = np.random.default_rng(0)
+    draws = [transforms.draw(rng) for _ in range(60)]
     starts = [
-        [transforms.choose_start(transforms.draw((0, i)), n, 5, 1.0) for i in range(60)]
-        for n in (5, 6, 9)
+        [transforms.choose_start(draw, n, 5, 1.0) for draw in draws] for n in (5, 6, 9)
     ]
     assert [set(chosen) for chosen in starts] == [{0}, {1}, {1, 2, 3, 4}]
 
@@ -233,12 +201,8 @@ def test_datasets_are_mixed_by_weight(folder, tmp_path):
 
 def test_corrupt_records_are_skipped_counted_and_named(folder, caplog):
     tier = records.tier_directory(folder, records.FEATURES)
-    (path,) = tier.glob("*array_record*")
-    data = bytearray(path.read_bytes())
     for clip in (3, 4):
-        place = data.find(f"clip{clip}".encode())
-        data[place : place + 8] = bytes(8)
-    path.write_bytes(data)
+        damage(tier, clip)
     with caplog.at_level(logging.WARNING):
         batches = take(make(folder), 12)
     seen = {clip for batch in batches for clip in clip_of(batch)}
@@ -260,6 +224,14 @@ def test_corrupt_records_are_skipped_counted_and_named(folder, caplog):
         ({"split": "test"}, "no split 'test'"),
         ({"codec": "wan"}, "holds no records"),
         ({"weights": (1.0, 2.0)}, "1 directories came with 2"),
+        (
+            {"reference": references.ReferenceConfig(12)},
+            "no clip of .* has 13 latents",
+        ),
+        (
+            {"reference": references.ReferenceConfig(2, segments=(1, 2))},
+            "for each of the 1 buckets, or one number for all, came .1, 2.",
+        ),
     ],
 )
 def test_what_cannot_be_satisfied_is_an_input_error(folder, fields, message):
@@ -272,3 +244,10 @@ def test_clips_of_several_sizes_are_an_input_error(folder, tmp_path):
     config = pipeline.PipelineConfig(directories=(folder, tall))
     with pytest.raises(InputError, match="several sizes"):
         pipeline.make_dataset(config, process_index=0, process_count=1)
+
+
+def test_motion_without_its_scale_is_an_input_error(folder):
+    scale = records.tier_directory(folder, records.FEATURES) / "motion_scale.npy"
+    scale.unlink()
+    with pytest.raises(InputError, match="no motion_scale.npy: prepare it again"):
+        make(folder)

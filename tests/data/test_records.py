@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from coded_records import damage
 
 from avatar_jax.data import records, shards
 from avatar_jax.types import InputError
@@ -15,6 +16,8 @@ def features(number, *, start=0, motion_width=2):
     for i in range(start, start + number):
         yield {
             "key": f"clip{i}",
+            "person": f"person{i // 2}",
+            "scene": f"scene{i}",
             "speech": np.full((5 + i, 3), i, np.float16),
             "text": np.zeros((4, 6), np.float16),
             "motion": np.zeros((5 + i, motion_width), np.float32),
@@ -49,15 +52,6 @@ def tier(tmp_path):
     return records.tier_directory(tmp_path, records.FEATURES)
 
 
-def damage(tier, index):
-    """Overwrite bytes in the middle of a record of a tier of one shard."""
-    (path,) = tier.glob("*array_record*")
-    data = bytearray(path.read_bytes())
-    key = data.find(f"clip{index}".encode())
-    data[key + 2 : key + 12] = bytes(10)
-    path.write_bytes(data)
-
-
 def test_tfds_reads_what_was_written(tier):
     assert records.write_tier(tier, "train", SCHEMA, features(3)) == 3
     records.write_tier(tier, "test", SCHEMA, features(2, start=3))
@@ -83,7 +77,9 @@ def test_latents_of_two_codecs_live_side_by_side(tmp_path):
     for codec, channels in (("dct48", 48), ("dct64", 64)):
         tier = records.tier_directory(tmp_path, records.LATENTS, codec)
         latents = np.ones((2, 3, 5, channels), np.float16)
-        example = {"key": "a", "latents": latents, "mouth_mask": latents[..., 0]}
+        masks = {"mouth_mask": latents[..., 0], "face_mask": latents[..., 0]}
+        still = {"still": latents[:1], "still_mask": latents[0, ..., 0]}
+        example = {"key": "a", "latents": latents, **masks, **still, "faces": latents}
         records.write_tier(tier, "train", records.latents_schema(), [example])
         source = records.read_tier(tier, "train")
         assert source[0]["latents"].shape == (2, 3, 5, channels)
@@ -136,7 +132,9 @@ def test_a_corrupt_record_is_named_and_spares_the_others(tier):
 def test_an_older_schema_says_what_to_run(tier):
     records.write_tier(tier, "train", SCHEMA, features(1))
     info = tier / "dataset_info.json"
-    info.write_text(info.read_text().replace('"1.0.0"', '"0.3.0"'))
+    info.write_text(
+        info.read_text().replace(f'"{shards.SCHEMA_VERSION}.0.0"', '"0.3.0"')
+    )
     with pytest.raises(InputError, match="version 0.3.0.*python -m avatar_jax.prepare"):
         records.read_tier(tier, "train")
 
@@ -160,6 +158,31 @@ def test_records_without_motion_and_with_unknown_fields(tier):
         records.write_tier(tier, "train", schema, features(1))
     with pytest.raises(InputError, match="other fields"):
         records.write_tier(tier, "test", SCHEMA, features(1))
+
+
+def test_people_and_scenes_are_known_without_reading_a_record(tier):
+    records.write_tier(tier, "train", SCHEMA, features(3))
+    for shard in tier.glob("*array_record*"):
+        shard.write_bytes(shard.read_bytes()[:0])
+    people = np.load(shards.people_path(tier, "train"))
+    wanted = [["person0", "scene0"], ["person0", "scene1"], ["person1", "scene2"]]
+    assert people.tolist() == wanted
+
+
+def test_an_identity_is_there_where_the_schema_has_one(tier):
+    schema = records.features_schema(motion_width=2, identity_width=3)
+    (example,) = features(1)
+    unit = np.array([0.6, 0.0, 0.8], np.float32)
+    records.write_tier(tier, "train", schema, [{**example, "identity": unit}])
+    np.testing.assert_array_equal(records.read_tier(tier, "train")[0]["identity"], unit)
+
+
+def test_motion_scale_comes_back_and_may_be_absent(tmp_path):
+    records.write_null_text(tmp_path, np.zeros((1, 1)))
+    assert records.read_motion_scale(tmp_path) is None
+    scale = np.array([[1.5, -2.0], [0.25, 3.0]])
+    records.write_motion_scale(tmp_path, scale)
+    np.testing.assert_array_equal(records.read_motion_scale(tmp_path), scale)
 
 
 def test_null_text_comes_back(tmp_path):

@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.data.talking_heads import people
+from avatar_jax.data.talking_heads import clips, people
 from avatar_jax.evaluation import (
     judge_commands,
     judge_frames,
     judge_quality,
+    judge_sync,
     judge_training,
 )
 from avatar_jax.evaluation.metrics import sync
+from avatar_jax.media import loudness
 from avatar_jax.models import judges
+from avatar_jax.models.speech import LogMel
 from avatar_jax.models.sync import PATCHES
 
 
@@ -79,3 +82,32 @@ def test_the_shipped_judges_see_the_mouth_of_new_people(role):
     opening = judge.mouth_open(data.frames).reshape(6, -1)
     truth = data.motion[:, 0].reshape(6, -1)
     assert sync.case_correlations(opening, truth).mean() > 0.9
+
+
+@pytest.mark.parametrize("role", ["training", "evaluation"])
+def test_the_shipped_judges_tell_own_from_late_speech(role):
+    judge = judges.load(judges.asset("sync", role))
+    for index in (9, 19, 29):  # of the test split
+        clip = clips.make_clip(
+            people.sample_person(77, index), scene=0, utterance=1, num_frames=75
+        )
+        speech = LogMel()(loudness.normalise(clip.audio), 75)
+        late = np.roll(speech, 6, axis=0)
+        own, shifted = (judge.sync_distance(clip.frames, x) for x in (speech, late))
+        assert own < shifted
+        curve = judge_sync.offset_curve(*judge.sync_windows(clip.frames, speech))
+        assert abs(int(curve.argmin()) - judge_sync.REACH) <= 1
+
+
+@pytest.mark.parametrize("role", ["training", "evaluation"])
+def test_the_shipped_judges_prefer_what_is_less_spoilt(role):
+    judge = judges.load(judges.asset("quality", role))
+    frames = judge_frames.make_clips("test", 4, seed=77, variant="raw").frames[::25]
+    unit = judge_training.to_unit(jnp.asarray(frames))
+    spoil, scores = jax.jit(judge_quality.spoil), []
+    for level in (0.0, 0.2, 0.4):
+        severity = jnp.full((len(frames), len(judge_quality.FAULTS)), level)
+        shown = spoil(jax.random.key(0), unit, unit[::-1], severity)
+        scores.append(judges.assess(judge.params, shown).mean())
+    assert scores[0] > 0.7
+    assert scores[0] > scores[1] > scores[2]

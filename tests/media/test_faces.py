@@ -80,6 +80,75 @@ def test_boxes_follow_into_the_crop():
     np.testing.assert_allclose(faces.boxes_in_crop(boxes, box, 80), wanted)
 
 
+def test_a_person_reaches_from_above_the_hair_to_the_lower_edge():
+    boxes = np.array([[40.0, 50, 60, 70], [44, 48, 64, 68]])
+    x0, y0, x1, y1 = faces.person_box(boxes, 100, 120)
+    assert x0 < 40 and y0 < 48 and x1 > 64 and y1 == 100
+    assert 40 - x0 == pytest.approx(x1 - 64)  # as much room on both sides
+    # Never outside the picture.
+    x0, y0, x1, y1 = faces.person_box(np.array([[1.0, 2, 29, 30]]), 33, 30)
+    assert (x0, y0, x1, y1) == (0, 0, 30, 33)
+
+
+def test_a_person_box_hides_a_drawn_person(drawn):
+    person = drawn.masks[0] > 0  # all that is not background
+    box = faces.person_box(drawn.face_boxes[:1], 96, 96)
+    hidden = faces.blank_box(drawn.frames[0], box)
+    assert (hidden[person] == faces.GREY).all(-1).mean() > 0.9
+
+
+def test_a_blank_box_is_grey_and_all_else_stays():
+    frame = np.random.default_rng(0).integers(0, 100, (20, 30, 3)).astype(np.uint8)
+    before = frame.copy()
+    blank = faces.blank_box(frame, np.array([4.6, 3.2, 10.1, 20.0]))
+    inside = np.zeros((20, 30), bool)
+    inside[3:20, 4:11] = True  # every pixel that the box touches
+    assert (blank[inside] == faces.GREY).all()
+    np.testing.assert_array_equal(blank[~inside], frame[~inside])
+    np.testing.assert_array_equal(frame, before)
+    assert abs(faces.GREY / 127.5 - 1) < 0.01
+
+
+def test_token_boxes_hold_the_face_with_the_most_room_above():
+    boxes = np.array([[40.0, 50, 60, 70], [10, 10, 50, 50]])
+    grown = faces.token_boxes(boxes)
+    room = np.concatenate([boxes[:, :2] - grown[:, :2], grown[:, 2:] - boxes[:, 2:]], 1)
+    assert (room > 0).all() and (room[:, 1] > room[:, [0, 2, 3]].max(1)).all()
+    np.testing.assert_allclose(room[1], 2 * room[0], rtol=1e-5)  # in face sides
+
+
+def make_looks():
+    """Frames of one face place: blurred, sharp A, sharp A, sharp B."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (4, 40, 50, 3)).astype(np.uint8)
+    frames[0] = 100 + rng.integers(0, 3, frames[0].shape)
+    frames[2] = frames[1]
+    return frames, np.tile([10.0, 8, 30, 28], (4, 1))
+
+
+def test_face_crops_are_sharp_differ_and_repeat_where_frames_are_few():
+    frames, boxes = make_looks()
+    crops = faces.face_crops(frames, boxes, 2, size=20, scale=1.0)
+    assert crops.shape == (2, 20, 20, 3)
+    cut = frames[:, 8:28, 10:30]
+    chosen = [[bool((crop == face).all()) for face in cut] for crop in crops]
+    assert not any(row[0] for row in chosen)  # blurred
+    assert sorted(np.argmax(row) for row in chosen) == [1, 3]  # two looks
+    more = faces.face_crops(frames, boxes, 6, size=20, scale=1.0)
+    assert more.shape == (6, 20, 20, 3)
+    np.testing.assert_array_equal(more[:2], crops)
+
+
+def test_face_crops_are_squares_of_the_asked_scale_around_the_face():
+    ramp = np.arange(60)
+    frames = np.zeros((1, 50, 60, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = ramp[None, None], ramp[None, :50, None]
+    box = np.array([[20.0, 10, 36, 26]])
+    (crop,) = faces.face_crops(frames, box, 1, size=24, scale=1.5)
+    np.testing.assert_array_equal(crop[..., 0], frames[0, :24, 16:40, 0])
+    np.testing.assert_array_equal(crop[..., 1], frames[0, 6:30, :24, 1])
+
+
 @pytest.mark.parametrize("name", ["p02_grid_1", "p07_halfbody_1", "p10_office_1"])
 def test_real_faces_are_found_in_nearly_every_frame(shared, name):
     frames = itertools.islice(decode.iter_frames(shared / "videos" / f"{name}.mp4"), 40)

@@ -10,7 +10,8 @@ from avatar_jax.models import dit
 from avatar_jax.types import Conditions, Reference, VideoMotion
 
 B, F, R, H, W, C = 2, 3, 4, 4, 6, 5  # patch grid 2 x 3
-FRAMES, DM, DA, DR, DT = 4 * (F - 1) + 1, 7, 11, 9, 8
+FRAMES, PREFIX_FRAMES = 4 * (F - 1) + 1, 5
+DM, DA, DR, DT = 7, 11, 9, 8
 
 FULL = dit.DiTConfig(
     width=24,
@@ -40,6 +41,7 @@ PLAIN = dataclasses.replace(
     motion_width=None,
     audio_width=None,
 )
+HEARING = dataclasses.replace(PLAIN, audio_width=DA)  # as in stage 2
 
 
 def normal(seed, *shape):
@@ -69,6 +71,7 @@ def make_conditions(**changes):
         still_valid=jnp.ones((B, 2, 3), bool).at[0, 0, 1].set(False),
         prefix=normal(14, B, 2, H, W, C),
         prefix_valid=jnp.array([True, False]),
+        prefix_motion=normal(16, B, PREFIX_FRAMES, DM),
         reference=make_reference(),
         motion=normal(15, B, FRAMES, DM),
     )

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from dit_cases import (
     FULL,
+    HEARING,
     PLAIN,
+    PREFIX_FRAMES,
     B,
     make_conditions,
     make_noisy,
@@ -21,7 +23,7 @@ from dit_cases import (
 
 from avatar_jax import checkpoint
 from avatar_jax.models import dit, sizes, tokens
-from avatar_jax.types import Conditions, VideoMotion
+from avatar_jax.types import Conditions, VideoMotion, drop_reference
 
 T = jnp.array([0.3, 0.7])
 
@@ -65,15 +67,17 @@ def test_the_reference_reaches_the_output(full):
 
 
 def test_reference_activations_have_no_gradient_to_anything_of_the_target(full):
-    """t, noise, prompt, driving speech, still, prefix: the cache depends on none.
+    """t, noise, prompt, speech, still, prefix, motion: the cache depends on none.
 
     The whole network is differentiated: the output through the cache of block 1 and on
     would carry a gradient from the target rows if a reference row ever saw one.
     """
     model, params = full
 
-    def cache_of(noisy, t, text, audio, still, prefix):
-        conditions = make_conditions(text=text, audio=audio, still=still, prefix=prefix)
+    names = ("text", "audio", "still", "prefix", "motion", "prefix_motion")
+
+    def cache_of(noisy, t, *told):
+        conditions = make_conditions(**dict(zip(names, told, strict=True)))
         _, sown = model.apply(
             {"params": params},
             noisy,
@@ -86,8 +90,8 @@ def test_reference_activations_have_no_gradient_to_anything_of_the_target(full):
         return jnp.sum(cache.k**2) + jnp.sum(cache.v**3)
 
     c = make_conditions()
-    inputs = (make_noisy(), T, c.text, c.audio, c.still, c.prefix)
-    grads = jax.jit(jax.grad(cache_of, argnums=tuple(range(6))))(*inputs)
+    inputs = (make_noisy(), T, *(getattr(c, name) for name in names))
+    grads = jax.jit(jax.grad(cache_of, argnums=tuple(range(8))))(*inputs)
     for leaf in jax.tree.leaves(grads):
         np.testing.assert_array_equal(leaf, 0)
 
@@ -141,7 +145,9 @@ def test_invalid_still_cells_and_dropped_audio_change_nothing(full):
     )
 
 
-def test_permuting_segments_changes_nothing():
+def test_permuting_segments_changes_nothing(full):
+    """With the latents of a segment go its speech and its motion."""
+    model, params = full
     order = jnp.array([2, 3, 0, 1])
     base = make_reference()
     frames = (order[:, None] * 4 + jnp.arange(4)[None]).reshape(-1)
@@ -149,14 +155,22 @@ def test_permuting_segments_changes_nothing():
         latents=base.latents[:, order],
         valid=base.valid[:, order],
         audio=base.audio[:, frames],
+        motion=base.motion[:, frames],
     )
-    # Motion convolutions run over the whole clip: segments are compared without.
-    quiet = dataclasses.replace(FULL, motion_width=None)
-    model, params = random_params(quiet)
-    noisy = VideoMotion(make_noisy().latents)
-    one = run(model, params, noisy, T, make_conditions(reference=base))
-    two = run(model, params, noisy, T, make_conditions(reference=swapped))
+    one = run(model, params, make_noisy(), T, make_conditions(reference=base))
+    two = run(model, params, make_noisy(), T, make_conditions(reference=swapped))
     chex.assert_trees_all_close(one, two, atol=1e-4)
+
+
+def test_motion_of_a_segment_does_not_reach_another(full):
+    model, params = full
+    base = make_conditions().reference.replace(valid=jnp.ones((B, 4, 2, 3), bool))
+    moved = base.replace(motion=base.motion.at[:, :8].add(1.0))  # segment 0
+    one, two = (make_cache(model, params, r, None) for r in (base, moved))
+    change = jnp.abs(one.k - two.k).max((0, 1, 3, 4))  # by row
+    rows = 2 * 6  # of a segment: 2 latents of 6 patches
+    assert (change[:rows] > 1e-4).all()
+    np.testing.assert_array_equal(change[rows:], 0)
 
 
 def test_the_prefix_is_placed_clean_and_flagged(full):
@@ -170,39 +184,110 @@ def test_the_prefix_is_placed_clean_and_flagged(full):
     assert float(jnp.abs(one.latents[1, 2:] - two.latents[1, 2:]).max()) > 1e-3
 
 
-def test_a_new_stage_equals_its_parent_until_one_update():
-    """Speech and motion present, reference rows invalid: the child is the parent."""
+def test_codes_of_the_prefix_are_placed_clean_and_count_as_their_own_estimate(full):
+    model, params = full
+    noisy, base = make_noisy(), make_conditions()
+    # Sample 0 has a prefix: neither noisy codes nor the estimate are seen there.
+    first = noisy.motion.at[:, :PREFIX_FRAMES]
+    told = base.replace(motion=base.motion.at[:, :PREFIX_FRAMES].add(2.0))
+    one = run(model, params, noisy, T, base)
+    two = run(model, params, noisy.replace(motion=first.add(3.0)), T, told)
+    chex.assert_trees_all_equal(one.latents[0], two.latents[0])
+    after = slice(PREFIX_FRAMES, None)
+    chex.assert_trees_all_equal(one.motion[0, after], two.motion[0, after])
+    assert float(jnp.abs(one.latents[1] - two.latents[1]).max()) > 1e-3
+    other = base.replace(prefix_motion=base.prefix_motion + 1.0)
+    three = run(model, params, noisy, T, other)
+    assert float(jnp.abs(one.latents[0] - three.latents[0]).max()) > 1e-3
+    chex.assert_trees_all_equal(one.latents[1], three.latents[1])
+
+
+def test_dropped_motion_is_null_whatever_the_codes(full):
+    model, params = full
+    kept = jnp.array([True, False])
+    base = make_conditions(
+        motion_valid=kept, reference=make_reference(motion_valid=kept)
+    )
+    other = base.replace(
+        motion=base.motion + 2.0,
+        prefix_motion=base.prefix_motion - 1.0,
+        reference=base.reference.replace(motion=base.reference.motion + 3.0),
+    )
+    noisy = make_noisy()
+    louder = noisy.replace(motion=noisy.motion + 1.0)
+    one = run(model, params, noisy, T, base)
+    two = run(model, params, louder, T, other)
+    chex.assert_trees_all_equal(one.latents[1], two.latents[1])
+    assert float(jnp.abs(one.latents[0] - two.latents[0]).max()) > 1e-3
+
+
+def test_a_dropped_reference_is_as_none_at_all(full):
+    model, params = full
+    base = make_conditions()
+    dropped = drop_reference(base.reference, jnp.array([True, False]))
+    one = run(model, params, make_noisy(), T, base.replace(reference=dropped))
+    whole = run(model, params, make_noisy(), T, base)
+    none = run(model, params, make_noisy(), T, base.replace(reference=None))
+    chex.assert_trees_all_equal(one.latents[0], whole.latents[0])
+    chex.assert_trees_all_close(one.latents[1], none.latents[1], atol=1e-5)
+    assert float(jnp.abs(whole.latents[1] - none.latents[1]).max()) > 1e-3
+
+
+def grow(parent_params, cfg):
+    """Make a network of `cfg` that starts from a parent's weights."""
+    child = dit.AvatarDiT(cfg)
+    noisy, conditions = make_noisy(), make_conditions()
+    if not cfg.reference:
+        conditions = conditions.replace(reference=None)
+    fresh = jax.jit(child.init)(jax.random.key(7), noisy, T, conditions)["params"]
+    return child, checkpoint.overlay(fresh, parent_params)
+
+
+def test_stage_2_with_speech_equals_stage_1_at_step_0():
     parent, parent_params = random_params(PLAIN)
-    child = dit.AvatarDiT(FULL)
-    fresh = jax.jit(child.init)(jax.random.key(7), make_noisy(), T, make_conditions())
-    params = checkpoint.overlay(fresh["params"], parent_params)
+    child, params = grow(parent_params, HEARING)
+    conditions = make_conditions(reference=None)
+    one = run(child, params, make_noisy(), T, conditions)
+    two = run(parent, parent_params, make_noisy(), T, conditions)
+    chex.assert_trees_all_equal(one.latents, two.latents)
+
+
+def test_stage_3_equals_stage_2_until_one_update():
+    """Speech and motion codes present, reference rows invalid."""
+    parent, parent_params = random_params(HEARING)
+    child, params = grow(parent_params, FULL)
     nothing = make_reference(
         valid=jnp.zeros((B, 4, 2, 3), bool), faces_valid=jnp.zeros((B, 2), bool)
     )
-    conditions = make_conditions(reference=nothing)
-    before = run(child, params, make_noisy(), T, conditions)
-    expected = run(
-        parent, parent_params, make_noisy(), T, conditions.replace(reference=None)
-    )
-    chex.assert_trees_all_close(before.latents, expected.latents, atol=1e-6)
+    noisy, conditions = make_noisy(), make_conditions(reference=nothing)
+    before = run(child, params, noisy, T, conditions)
+    plain = conditions.replace(reference=None)
+    expected = run(parent, parent_params, noisy, T, plain)
+    chex.assert_trees_all_equal(before.latents, expected.latents)
 
-    noisy = make_noisy()
+    def with_output(output):
+        injection = {**params["blocks"]["motion"]}
+        injection["attention"] = {**injection["attention"], "o": output}
+        return {**params, "blocks": {**params["blocks"], "motion": injection}}
 
-    def loss(params):
-        out = child.apply({"params": params}, noisy, T, conditions)
-        return jnp.mean(jnp.square(out.latents - 1.0))
+    @jax.jit
+    def update(output):
+        def loss(output):
+            out = child.apply({"params": with_output(output)}, noisy, T, conditions)
+            return jnp.mean(jnp.square(out.latents - 1.0))
 
-    grads = jax.jit(jax.grad(loss))(params)
-    for new in ("audio", "motion"):
-        output = grads["blocks"][new]["attention"]["o"]["kernel"]
-        assert float(jnp.abs(output).max()) > 0, f"{new} cannot learn"
-    stepped = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-    louder = conditions.replace(audio=conditions.audio + 1.0)
-    one, two = (run(child, stepped, make_noisy(), T, c) for c in (conditions, louder))
-    assert float(jnp.abs(one.latents - two.latents).max()) > 1e-6
+        # Of one layer alone, which compiles sooner.
+        return jax.tree.map(lambda p, g: p - g, output, jax.grad(loss)(output))
+
+    stepped = with_output(update(params["blocks"]["motion"]["attention"]["o"]))
+    after = run(child, stepped, noisy, T, conditions)
+    assert float(jnp.abs(after.latents - expected.latents).max()) > 1e-5
+    moved = conditions.replace(motion=conditions.motion + 1.0)
+    other = run(child, stepped, noisy, T, moved)
+    assert float(jnp.abs(after.latents - other.latents).max()) > 1e-6
 
 
-def test_motion_of_reference_rows_does_not_depend_on_t(full):
+def test_motion_of_reference_rows_reaches_their_keys_after_the_first_block(full):
     model, params = full
     conditions = make_conditions()
     cache = make_cache(model, params, conditions.reference, conditions.null_text)

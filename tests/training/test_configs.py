@@ -1,32 +1,54 @@
-"""The configs of stages 1 and 2, two small steps each (~100 s on 2 cores)."""
+"""The configs of the stages, two small steps each (~160 s on 2 cores)."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax import checkpoint
+from avatar_jax import checkpoint, stages
+from avatar_jax.objectives import human_aware
 from avatar_jax.sampling import pretrained
 from avatar_jax.training import config as config_module
+from avatar_jax.training import loop, step
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stage_runs import CONFIGS, SIDE, SMALL, STAGES, train, write_records
+sys.path.insert(0, str(Path(__file__).parents[1] / "objectives"))
+from random_judges import random_judges
+from stage_runs import (
+    CONFIGS,
+    PERSONAL,
+    SIDE,
+    SMALL,
+    STAGES,
+    make_config,
+    train,
+    write_records,
+)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     write_records(folder / "records")
-    train(STAGES[0], folder)
-    train(STAGES[1], folder, f"--config.init_from={STAGES[0]}")
     return folder
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.fixture(scope="module")
+def folder(prepared):
+    train(STAGES[0], prepared)
+    train(STAGES[1], prepared, f"--config.init_from={STAGES[0]}")
+    return prepared
+
+
+@pytest.mark.parametrize("stage", STAGES[:2])
 def test_a_stage_leaves_weights_that_sampling_accepts(folder, stage):
     loaded = pretrained.load(folder / stage / checkpoint.WEIGHTS_NAME)
     assert loaded.card.size == 8 * SIDE and loaded.card.chunk_latents == 5
@@ -46,6 +68,8 @@ def test_stage_2_starts_from_stage_1(folder):
     assert any("held_out/loss_mouth" in json.loads(row) for row in rows)
 
 
+# The second of two config files counts.
+PERSONALITY = f"--config configs/{STAGES[2]}.py --config.data.reference.segments=(1,)"
 BAD = {
     # Two heads or four: the shapes are the same, the meaning is not.
     f"--config.init_from={STAGES[0]} --config.model.heads=2": (
@@ -56,6 +80,14 @@ BAD = {
     "--config.data.buckets=((4,32),)": "expected buckets of",
     "--config.data.buckets=((2,4,1.0),)": "expected buckets of",
     "--config.sampler.num_steps=0": "num_steps=0",
+    f"{PERSONALITY} --config.data.reference.segment_latents=0": (
+        "model.reference=True, but data.reference.segment_latents=0; set both"
+    ),
+    "--config.model.reference=true": "set both, or neither",
+    f"{PERSONALITY} --config.human.crop=9": "crop=9 and view=8",
+    f"{PERSONALITY} --config.data.reference.segments=(1,2,3)": (
+        "reference.segments of 1 or more"
+    ),
 }
 RUN_ALL = r"""
 import sys
@@ -91,3 +123,96 @@ def test_a_config_file_is_small_and_names_its_command(stage):
         assert word in module.__doc__
     assert f"Stage {stage[5]}," in module.__doc__
     assert f"configs/{stage}.py" in module.__doc__
+
+
+# Stage 3 runs in this process: with judges of random weights, and without `cases`,
+# which film people of 64 pixels.
+
+
+@pytest.fixture
+def judged(prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(human_aware, "load_judges", lambda: random_judges())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_config_of_full_size_has_the_shapes_that_it_needs(judged, stage):
+    arguments = [argument for argument in SMALL if ".model." not in argument]
+    personal = PERSONAL if stage == STAGES[2] else []
+    run = stages.make_flow_run(make_config(stage, *arguments, *personal))
+    batch = next(iter(run.dataset(0, 1)))
+    rng, objective = jax.random.key(0), run.objective
+    players, frozen = jax.eval_shape(objective.init, rng, batch)
+
+    def loss(players, frozen, batch):
+        prepared = objective.prepare(players, frozen, batch, rng=rng)
+        return objective.loss(players, frozen, prepared, rng=rng, step=jnp.int32(0))
+
+    value, metrics = jax.eval_shape(loss, players, frozen, batch)
+    assert value.shape == () and "loss_mouth" in metrics
+    assert ("human/identity" in metrics) == (stage == STAGES[2])
+    # As float16 they are shipped: at most 16 MB.
+    assert 2 * sum(leaf.size for leaf in jax.tree.leaves(players)) < 16e6
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_stage_3_starts_from_stage_2_trains_is_resumed_and_is_sampled_from(
+    judged, folder, monkeypatch, tmp_path
+):
+    parent = f"--config.init_from={STAGES[1]}"
+    often = ["--config.steps=3", "--config.checkpoint_every=1", "--config.log_every=1"]
+    config = make_config(STAGES[2], *SMALL, *PERSONAL, *often, parent)
+    with config.unlocked():
+        del config["cases"]
+    run = stages.make_flow_run(config)
+    compiled = []
+
+    def compile_once(run, current):
+        compiled.append(compiled[0] if compiled else jit_step(run, current))
+        return compiled[0]
+
+    jit_step = step.jit_step
+    monkeypatch.setattr(step, "jit_step", compile_once)
+
+    def train_in(name, **changes):
+        changed = dataclasses.replace(run, **changes)
+        return loop.train(
+            changed,
+            tmp_path / name,
+            resolved=config.to_dict(),
+            devices=jax.devices()[:1],
+        )
+
+    whole = train_in("whole")
+
+    def interrupt(number, players):
+        raise Interrupted
+
+    often = dataclasses.replace(run.train, evaluate_every=2)
+    with pytest.raises(Interrupted):
+        train_in("cut", evaluators=(interrupt,), train=often)
+    again = train_in("cut", evaluators=())
+    chex.assert_trees_all_equal(again.params, whole.params)
+    chex.assert_trees_all_equal(whole.frozen["judges"], random_judges())
+
+    # A few warm-up steps move what came from stage 2 by little.
+    before, _ = checkpoint.load_weights(STAGES[1] + "/" + checkpoint.WEIGHTS_NAME)
+    for name in ("q", "k"):
+        old, new = (
+            tree["blocks"]["attention"][name]["kernel"]
+            for tree in (before, whole.params["model"])
+        )
+        assert np.abs(old - new).max() < 0.1 * np.abs(old).max()
+    rows = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    logged = set().union(*map(json.loads, rows))
+    families = {f"human/{name}" for name in ("identity", "motion", "perceptual")}
+    assert families | {"loss_flow", "loss_motion", "held_out/loss_motion"} <= logged
+
+    card = pretrained.load(tmp_path / "whole" / checkpoint.WEIGHTS_NAME).card
+    assert card.size == 8 * SIDE and card.config.motion_width == 12
+    assert (card.segment_latents, card.face_crops, card.face_size) == (2, 2, 8 * SIDE)
+    assert card.motion == card.identity == "procedural" and card.blank_still
+    assert len(card.motion_mean) == len(card.motion_std) == 12

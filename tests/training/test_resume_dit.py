@@ -9,12 +9,11 @@ import chex
 import jax
 import pytest
 
-from avatar_jax import checkpoint, sharding
-from avatar_jax.training import config as config_module
+from avatar_jax import checkpoint, sharding, stages
 from avatar_jax.training import state, step
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stage_runs import CONFIGS, SMALL, STAGES, start, train, write_records
+from stage_runs import SMALL, STAGES, make_config, start, train, write_records
 from test_loop import read_losses, read_weights
 
 STAGE = STAGES[1]
@@ -60,12 +59,7 @@ def test_a_dit_killed_and_stopped_equals_the_uninterrupted_one_bit_for_bit(folde
 
 def test_one_compile_per_bucket(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    module = config_module.load_module(CONFIGS / f"{STAGE}.py")
-    config = module.get_config()
-    for argument in (*SMALL, *LONG):
-        name, _, text = argument.removeprefix("--config.").partition("=")
-        config_module.override(config, name, text)
-    run = module.get_run(config)
+    run = stages.make_flow_run(make_config(STAGE, *SMALL, *LONG))
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2), jax.devices()[:2])
     batches = iter(run.dataset(0, 1))
     seen = set()

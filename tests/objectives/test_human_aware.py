@@ -1,0 +1,436 @@
+"""Human-aware losses: what they look at, when, and how they count (~40 s, 2 cores).
+
+Most tests use judges so simple that what they return is known in closed form.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from random_judges import random_judges
+
+from avatar_jax import checkpoint, sharding
+from avatar_jax.models import codec, judges, sizes
+from avatar_jax.objectives import flow_matching, human_aware, personality
+from avatar_jax.training import config as config_module
+from avatar_jax.training import state, step
+from avatar_jax.types import Clip, Conditions, VideoMotion, count_frames
+
+B, F, H, W, C, AUDIO = 4, 5, 10, 12, 16, 160
+CODEC = codec.DCTCodec(C)
+TIMES = np.array([0.1, 0.7, 0.3, 0.45], np.float32)
+# Rows and columns of the 2x2 cells of each clip's face, and the first latent decoded.
+FACES = ((4, 5), (2, 2), (0, 10), (8, 3))
+FIRST = np.array([2, 3, 2, 3])
+# Upper left cells of crops of 6 and views of 8 around them, inside 10 x 12.
+CROPS = ((2, 3), (0, 0), (0, 6), (4, 1))
+VIEWS = ((1, 2), (0, 0), (0, 4), (2, 0))
+CONFIG = human_aware.HumanAwareConfig(
+    identity=0.5, motion=0.25, sync=2.0, perceptual=4.0, clips=B, ramp_steps=100
+)
+NAMES = ("identity", "motion", "sync", "perceptual")
+
+
+def make_faces(seed=0, error=1.0, **changes):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape, scale=1.0):
+        return (scale * rng.standard_normal((B, *shape))).astype(np.float32)
+
+    x, target = draw(F, H, W, C, scale=0.1), draw(F, H, W, C)
+    t = TIMES[:, None, None, None, None]
+    face = np.zeros((B, F, H, W), np.float32)
+    for i, (row, column) in enumerate(FACES):
+        face[i, :, row : row + 2, column : column + 2] = 1
+    faces = human_aware.Faces(
+        noisy=x + t * target,
+        velocity=target + error * draw(F, H, W, C),
+        target=target,
+        t=TIMES,
+        speech=draw(count_frames(F), AUDIO),
+        speech_valid=np.array([True, True, False, True]),
+        mouth_mask=rng.random((B, F, H, W)).astype(np.float32),
+        face_mask=face,
+        first=FIRST,
+    )
+    return jax.tree.map(jnp.asarray, faces.replace(**changes))
+
+
+@pytest.fixture
+def simple(monkeypatch):
+    """Judges in closed form, one weight each; what they are shown is remembered."""
+    shown = {"frames": [], "speech": []}
+
+    def remember(name, leaf):
+        if not isinstance(leaf, jax.core.Tracer):
+            shown[name].append(np.asarray(leaf))
+
+    def embed(params, frames):
+        remember("frames", frames)
+        mean = frames.mean((1, 2)) + params["w"]
+        return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+
+    def read(params, frames):
+        return params["w"] * frames[:, ::8, ::8, 0].reshape(len(frames), -1)
+
+    def perceive(params, frames):
+        return [params["w"] * frames]
+
+    def distance(params, frames, speech):
+        remember("speech", speech)
+        return jnp.abs(frames.mean((2, 3, 4)) * params["w"] - speech[..., 0]).mean(1)
+
+    monkeypatch.setattr(judges, "embed_faces", embed)
+    monkeypatch.setattr(judges, "read_motion", read)
+    monkeypatch.setattr(judges, "quality_features", perceive)
+    monkeypatch.setattr(judges, "sync_distance", distance)
+    monkeypatch.setattr(human_aware, "load_judges", lambda: make_simple_params())
+    return shown
+
+
+def make_simple_params():
+    return {kind: {"w": np.full((), 1.5, np.float32)} for kind in human_aware.KINDS}
+
+
+def compare(faces, config=CONFIG, at=100, params=None):
+    params = make_simple_params() if params is None else params
+    return human_aware.compare(params, faces, CODEC, config, jnp.int32(at))
+
+
+def gradient(faces, config=CONFIG):
+    def loss(velocity):
+        return compare(faces.replace(velocity=velocity), config)[0]
+
+    return np.asarray(jax.grad(loss)(faces.velocity))
+
+
+def test_an_exact_estimate_costs_nothing_but_its_distance_to_the_speech(simple):
+    loss, metrics = compare(make_faces(error=0.0))
+    values = {name: float(metrics[f"human/{name}"].total) for name in NAMES}
+    for name in ("identity", "motion", "perceptual"):
+        assert abs(values[name]) < 1e-5, name
+    assert values["sync"] > 0.1
+    np.testing.assert_allclose(loss, CONFIG.sync * values["sync"] / B, rtol=1e-5)
+
+
+def test_the_gradient_stays_inside_the_decoded_square_and_run(simple):
+    grad = gradient(make_faces(error=0.3))
+    inside = np.zeros((B, F, H, W), bool)
+    for i, (row, column) in enumerate(CROPS):
+        run = slice(FIRST[i], FIRST[i] + CONFIG.latents)
+        inside[i, run, row : row + CONFIG.crop, column : column + CONFIG.crop] = True
+    inside[TIMES >= CONFIG.largest_time] = False
+    reached = (grad != 0).any(-1)
+    np.testing.assert_array_equal(reached, inside)
+
+
+def test_the_square_follows_the_face(simple):
+    faces = make_faces(error=0.3)
+    moved = faces.replace(face_mask=jnp.roll(faces.face_mask[:1], 3, 3).repeat(B, 0))
+    rows, columns = gradient(moved)[0].any((0, 3)).nonzero()
+    assert (rows.min(), columns.min()) == (CROPS[0][0], CROPS[0][1] + 3)
+
+
+def test_noisy_clips_count_for_nothing_and_the_least_noisy_are_looked_at(simple):
+    faces = make_faces(error=0.3)
+    two = dataclasses.replace(CONFIG, clips=2)
+    np.testing.assert_array_equal(
+        gradient(faces, two).any((1, 2, 3, 4)), [True, False, True, False]
+    )
+    late = faces.replace(t=jnp.asarray([0.5, 0.8, 0.6, 0.99]))
+    loss, metrics = compare(late)
+    assert float(loss) == 0 and not gradient(late).any()
+    assert all(float(metrics[f"human/{name}"].count) == 0 for name in NAMES)
+
+
+def test_weights_rise_from_nothing_over_the_ramp(simple):
+    faces = make_faces()
+    losses = [float(compare(faces, at=at)[0]) for at in (0, 25, 100, 5000)]
+    assert losses[0] == 0 and losses[2] > 0.1
+    np.testing.assert_allclose(losses[1] / losses[2], 0.25, rtol=1e-5)
+    assert losses[3] == losses[2]
+
+
+def test_each_family_has_its_weight_and_its_line(simple):
+    faces = make_faces()
+    loss, metrics = compare(faces)
+    assert set(metrics) == {f"human/{name}" for name in NAMES}
+    total = 0.0
+    for name in NAMES:
+        mean = metrics[f"human/{name}"]
+        expected = float(getattr(CONFIG, name) * mean.total / B)
+        rest = {other: 0.0 for other in NAMES if other != name}
+        alone, _ = compare(faces, dataclasses.replace(CONFIG, **rest))
+        np.testing.assert_allclose(alone, expected, rtol=1e-5, err_msg=name)
+        # One clip of four is too noisy, another of them is silent.
+        assert float(mean.count) == (2 if name == "sync" else 3)
+        total += expected
+    np.testing.assert_allclose(loss, total, rtol=1e-5)
+
+
+def test_judges_see_the_decoded_face_with_its_edges_repeated(simple):
+    faces = make_faces()
+    compare(faces)
+    frames = simple["frames"][0].reshape(B, -1, 64, 64, 3)
+    order = np.argsort(TIMES)
+    t = TIMES[:, None, None, None, None]
+    estimate = np.asarray(faces.noisy - t * faces.velocity)
+    for shown, i in zip(frames, order, strict=True):
+        (row, column), first = CROPS[i], FIRST[i]
+        cut = estimate[i, first : first + 2, row : row + 6, column : column + 6]
+        decoded = CODEC.decode_clips(jnp.asarray(cut[None]))[0, :: human_aware.EVERY]
+        above, left = (8 * (a - b) for a, b in zip(CROPS[i], VIEWS[i], strict=True))
+        edges = ((above, 16 - above), (left, 16 - left))
+        expected = np.pad(decoded, ((0, 0), *edges, (0, 0)), "edge")
+        np.testing.assert_allclose(shown, expected, atol=1e-4)
+
+
+def test_speech_is_that_of_the_decoded_frames(simple):
+    rows = np.arange(count_frames(F), dtype=np.float32)
+    speech = np.broadcast_to(rows[None, :, None], (B, len(rows), AUDIO))
+    compare(make_faces(speech=speech))
+    heard = simple["speech"][0][..., 0]
+    first = 4 * FIRST[np.argsort(TIMES)] - 3  # latent i >= 1 has frames 4i-3 .. 4i
+    np.testing.assert_array_equal(heard, first[:, None] + np.arange(8))
+
+
+def test_the_mouth_weighs_more(simple):
+    def perceptual(mouth, weight):
+        faces = make_faces(mouth_mask=mouth)
+        config = dataclasses.replace(CONFIG, mouth_weight=weight)
+        return float(compare(faces, config)[1]["human/perceptual"].total)
+
+    nowhere, everywhere = np.zeros((B, F, H, W)), np.ones((B, F, H, W))
+    plain = perceptual(nowhere, 3.0)
+    np.testing.assert_allclose(perceptual(everywhere, 3.0), plain, rtol=1e-4)
+    # All error in one cell of the face of clip 0: it counts more as a mouth.
+    error = np.zeros((B, F, H, W, C), np.float32)
+    error[0, :, 4, 5, 0] = 0.5
+    base = make_faces(error=0.0)
+    off = base.replace(velocity=base.target + error)
+    mouth = np.zeros((B, F, H, W), np.float32)
+    mouth[0, :, 4, 5] = 1
+    with_mouth, without = (
+        float(compare(off.replace(mouth_mask=m))[1]["human/perceptual"].total)
+        for m in (jnp.asarray(mouth), jnp.zeros_like(mouth))
+    )
+    assert with_mouth > 2 * without > 0
+
+
+def test_a_crop_that_does_not_fit_the_view_is_refused():
+    for crop, view in ((9, 8), (0, 8), (5, 7)):
+        with pytest.raises(ValueError, match=f"crop={crop} and view={view}"):
+            human_aware.HumanAwareConfig(crop=crop, view=view)
+
+
+def test_only_judges_for_training_are_loaded(monkeypatch):
+    asked = []
+
+    def load(path):
+        asked.append(path.name)
+        return judges.Judge("motion", {}, {}, "")
+
+    monkeypatch.setattr(judges, "load", load)
+    assert set(human_aware.load_judges()) == set(human_aware.KINDS)
+    assert len(set(asked)) == len(human_aware.KINDS)
+    assert all("_training." in name and "evaluation" not in name for name in asked)
+
+
+# The judges' own networks, with random weights.
+
+
+def test_every_family_reaches_the_velocity_through_its_judge():
+    faces = make_faces(error=0.3)
+    params = random_judges()
+    config = dataclasses.replace(CONFIG, clips=1)
+
+    @jax.jit
+    def look(velocity):
+        def totals(velocity):
+            metrics = compare(faces.replace(velocity=velocity), config, params=params)
+            values = [metrics[1][f"human/{name}"].total for name in NAMES]
+            return jnp.stack(values), jnp.stack(values)
+
+        rows, values = jax.jacrev(totals, has_aux=True)(velocity)
+        return values, jnp.abs(rows).max((1, 2, 3, 4, 5))
+
+    values, reached = look(faces.velocity)
+    assert (values > 1e-5).all() and (reached > 1e-7).all()
+    values, _ = look(faces.target)
+    exact = dict(zip(NAMES, values.tolist(), strict=True))
+    assert exact["sync"] > 1e-3
+    for name in ("identity", "motion", "perceptual"):
+        assert abs(exact[name]) < 1e-3, name
+
+
+# At LARGE.
+
+
+def compile_large(height, width, simple_params):
+    """Compile the loss and its gradient for one clip of 81 frames."""
+    config = dataclasses.replace(CONFIG, clips=1, view=24, crop=24)
+    wan = codec.DCTCodec(sizes.LARGE.channels)  # WanVAE's shapes
+
+    def leaf(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+    latents, mask = leaf(21, height, width, wan.channels), leaf(21, height, width)
+    faces = human_aware.Faces(
+        noisy=latents,
+        velocity=latents,
+        target=latents,
+        t=leaf(),
+        speech=leaf(81, AUDIO),
+        speech_valid=leaf(dtype=bool),
+        mouth_mask=mask,
+        face_mask=mask,
+        first=leaf(dtype=jnp.int32),
+    )
+
+    def loss(velocity, faces):
+        faces = faces.replace(velocity=velocity)
+        value, _ = human_aware.compare(simple_params, faces, wan, config, jnp.int32(1))
+        return value
+
+    made = jax.jit(jax.value_and_grad(loss)).lower(latents, faces).compile()
+    whole = jax.jit(wan.decode_clips).lower(latents).compile()
+    return made, whole, 4 * int(np.prod(latents.shape))
+
+
+def test_at_large_only_the_face_is_decoded(simple):
+    """Compiled bytes: the picture may grow fivefold, what is decoded does not."""
+    params = make_simple_params()
+    (small, whole, size), (large, larger, grown) = (
+        compile_large(height, width, params)
+        for height, width in ((60, 112), (136, 240))
+    )
+
+    def temporary(program):
+        return program.memory_analysis().temp_size_in_bytes
+
+    def traffic(program):
+        return program.cost_analysis()["bytes accessed"]
+
+    # Frames of 480p take 430 MB, of 1080p 2100 MB; those of a face 15 MB.
+    assert temporary(small) < temporary(whole) / 8
+    assert temporary(large) < temporary(larger) / 20
+    # What grows are the latents themselves: read to be cut, written as a gradient.
+    assert temporary(large) - temporary(small) <= 2 * (grown - size)
+    assert traffic(large) - traffic(small) <= 10 * (grown - size)
+    assert traffic(large) < traffic(larger) / 8
+
+
+# The objective of stage 3.
+
+
+class Guess(nn.Module):
+    """One number per channel: it looks at x_t and at its codes alone."""
+
+    @nn.compact
+    def __call__(self, noisy, t, conditions):
+        scale = self.param("scale", nn.initializers.ones, (C,))
+        latents = noisy.latents * scale[None, None, None, None, :]
+        return VideoMotion(latents=latents, motion=0.5 * noisy.motion)
+
+
+def make_clip(seed=0):
+    faces = make_faces(seed)
+    rng = np.random.default_rng(seed)
+    t = TIMES[:, None, None, None, None]
+    return Clip(
+        target=VideoMotion(
+            latents=np.asarray(faces.noisy - t * faces.target),
+            motion=rng.standard_normal((B, count_frames(F), 3)).astype(np.float32),
+        ),
+        conditions=Conditions(
+            audio=np.asarray(faces.speech), audio_valid=np.asarray(faces.speech_valid)
+        ),
+        mouth_mask=np.asarray(faces.mouth_mask),
+        face_mask=np.asarray(faces.face_mask),
+    )
+
+
+def make_run(**fields):
+    flow = flow_matching.FlowMatching(
+        Guess(), np.ones(C, np.float32), motion_width=3, patch=2
+    )
+    config = dataclasses.replace(CONFIG, largest_time=1.1)
+    return config_module.Run(
+        train=config_module.TrainConfig(steps=2, **fields),
+        objective=personality.Personality(flow, CODEC, config),
+        optimizer=optax.sgd(0.1),
+        dataset=lambda index, count: [],
+        describe=lambda batch: {},
+        frozen_as_made=("judges",),
+    )
+
+
+def take_steps(run, count):
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        start = current = state.create(run, mesh, make_clip())
+        start = jax.device_get(start)
+        take = step.jit_step(run, current)
+        for seed in range(count):
+            batch = sharding.put_batch(make_clip(seed), mesh)
+            current, metrics = take(current, batch)
+    return start, jax.device_get(current), jax.device_get(metrics)
+
+
+def test_a_step_trains_the_model_and_leaves_the_judges(simple):
+    start, end, metrics = take_steps(make_run(), 2)
+    chex.assert_trees_all_equal(end.frozen, start.frozen)
+    chex.assert_trees_all_equal(start.frozen, {"judges": make_simple_params()})
+    assert set(end.params) == {"model"}
+    moved = end.params["model"]["scale"] - start.params["model"]["scale"]
+    assert (moved != 0).all()
+    wanted = {"loss", "loss_flow", "loss_motion", "loss_mouth"}
+    assert wanted | {f"human/{name}" for name in NAMES} <= set(metrics)
+    assert metrics["loss"].total > metrics["loss_flow"].total  # step 1 of the ramp
+
+
+def test_micro_batches_have_the_loss_of_the_batch(simple):
+    objective = make_run().objective
+    clip = jax.tree.map(jnp.asarray, make_clip())
+    params, frozen = objective.init(jax.random.key(0), clip)
+    prepared = objective.prepare(params, frozen, clip, rng=jax.random.key(3))
+
+    @jax.jit
+    def loss(rows):
+        return objective.loss(
+            params, frozen, rows, rng=jax.random.key(0), step=jnp.int32(50)
+        )[0]
+
+    halves = [jax.tree.map(lambda leaf, h=h: leaf[h::2], prepared) for h in range(2)]
+    split = np.mean([loss(half) for half in halves])
+    np.testing.assert_allclose(split, loss(prepared), rtol=1e-5)
+
+
+def test_a_parent_gives_the_model_and_not_the_judges(simple, tmp_path):
+    path = tmp_path / "parent.safetensors"
+    parent = {"scale": np.full(C, 3.0, np.float32)}
+    checkpoint.save_weights(path, parent, {"config": {}})
+    start, _, _ = take_steps(make_run(init_from=str(path)), 1)
+    np.testing.assert_array_equal(start.params["model"]["scale"], parent["scale"])
+    chex.assert_trees_all_equal(start.frozen["judges"], make_simple_params())
+
+
+def test_decoded_latents_lie_after_a_prefix_and_inside_the_clip(simple):
+    objective = make_run().objective
+    clip = jax.tree.map(jnp.asarray, make_clip())
+    params, frozen = objective.init(jax.random.key(0), clip)
+    prepare = jax.jit(functools.partial(objective.prepare, params, frozen, clip))
+    firsts = [prepare(rng=jax.random.key(i)).first for i in range(20)]
+    assert {int(first) for row in firsts for first in row} == {2, 3}
+    short = jax.tree.map(lambda leaf: leaf, clip)
+    short = short.replace(
+        target=short.target.replace(latents=clip.target.latents[:, :3])
+    )
+    with pytest.raises(ValueError, match="3 latents are too short"):
+        objective.prepare(params, frozen, short, rng=jax.random.key(0))
