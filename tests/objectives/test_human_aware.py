@@ -191,6 +191,19 @@ def test_judges_see_the_decoded_face_with_its_edges_repeated(simple):
         np.testing.assert_allclose(shown, expected, atol=1e-4)
 
 
+def test_a_view_whose_cells_are_no_whole_pixels_holds_the_face_where_it_is(simple):
+    faces = make_faces()
+    config = dataclasses.replace(CONFIG, clips=1, view=10, crop=5)
+    corner = jnp.zeros((B, F, H, W)).at[:, :, 8:, 10:].set(1)
+    compare(faces.replace(face_mask=corner), config)
+    shown = simple["frames"][0]  # of clip 0, cells 0-9 and 2-11; the crop is 5-9, 7-11
+    estimate = (faces.noisy - TIMES[0] * faces.velocity)[:1, 2:4, 5:, 7:]
+    decoded = CODEC.decode_clips(estimate)[0, :: human_aware.EVERY]
+    small = jax.image.resize(decoded, (len(shown), 32, 32, 3), "linear")
+    expected = np.pad(small, ((0, 0), (32, 0), (32, 0), (0, 0)), "edge")
+    np.testing.assert_allclose(shown, expected, atol=1e-4)
+
+
 def test_speech_is_that_of_the_decoded_frames(simple):
     rows = np.arange(count_frames(F), dtype=np.float32)
     speech = np.broadcast_to(rows[None, :, None], (B, len(rows), AUDIO))
