@@ -46,9 +46,9 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
         objective = personality.Personality(flow, video, human)
     rates = build(optimizer.OptimizerConfig, values.pop("optimizer"))
     preview, cases = values.pop("preview"), values.pop("cases", None)
-    sampler = values.pop("sampler")
+    known = values.pop("sampler") | _describe(model.cfg, data, video)
+    card = build(pretrained.Card, known)
     train = build(config_module.TrainConfig, values)
-    card = build(pretrained.Card, sampler | _describe(model.cfg, data, video))
     evaluators = held_out.make_evaluators(flow, video, data, **preview)
     if cases is not None:
         evaluators += (training_cases.CaseEvaluator(card, **cases),)

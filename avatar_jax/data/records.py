@@ -196,7 +196,7 @@ def read_null_text(dataset: str | pathlib.Path) -> Float[np.ndarray, "L D"]:
 def write_motion_scale(
     dataset: str | pathlib.Path, scale: Float[np.ndarray, "2 Dm"]
 ) -> None:
-    """Store mean and standard deviation of the motion codes over training clips."""
+    """Store mean and standard deviation of the motion codes over all clips."""
     path = tier_directory(dataset, FEATURES) / "motion_scale.npy"
     shards.save_array(path, scale.astype(np.float32))
 
