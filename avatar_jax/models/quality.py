@@ -33,6 +33,7 @@ class QualityNetwork(nn.Module):
             maps.append(to_unit_length(x))
             # Before the norm, which would hide how strong noise is.
             seen += [x.mean((1, 2)), jnp.sqrt(x.var((1, 2)) + 1e-6)]
-            x = nn.GroupNorm(num_groups=4)(x)
+            if index + 1 < len(WIDTHS):
+                x = nn.GroupNorm(num_groups=4)(x)
         hidden = nn.gelu(nn.Dense(64, name="join")(jnp.concatenate(seen, -1)))
         return nn.Dense(1, name="logit")(hidden)[:, 0], maps
