@@ -196,7 +196,9 @@ def _sample(
     """Sample eq. 2."""
     card, model, params = loaded.card, loaded.model, loaded.params
     motion = None
-    if card.config.motion_width:
+    if card.config.motion_width and not card.motion:
+        motion = jnp.zeros((1, *pair.codes.shape[:1], card.config.motion_width))
+    elif card.config.motion_width:
         scaled = (pair.codes - np.array(card.motion_mean)) / np.array(card.motion_std)
         motion = jnp.asarray(scaled, jnp.float32)[None]
     x = VideoMotion(loaded.codec.encode(pictures.to_video(pair.without)), motion)
@@ -210,6 +212,7 @@ def _sample(
         audio=jnp.asarray(prepared.speech),
         still=jnp.asarray(prepared.still),
         still_valid=jnp.asarray(prepared.still_valid),
+        motion_valid=prepared.motion_valid,
         reference=chunk.cache_reference(model, params, prepared.reference, null_text),
     )
     sample = chunk.sample_chunk(
