@@ -6,7 +6,8 @@
 Hardware: 2 CPU cores (TINY), or any accelerator. Hours: 1 to 2 on the cores.
 Expect: `cases/identity_rank` falls from 10 towards 1, `cases/style_distance` falls more
 slowly, `cases/sync` returns to that of stage 2. References come from the target's own
-scene first, from other scenes after a quarter of the steps. At step 0, with the
+scene first, of the short bucket from other scenes alone after 1,100 steps, of the long
+one never quite: the count is of a bucket's own examples. At step 0, with the
 reference rows invalid, the network equals its parent.
 Data: records of `python -m avatar_jax.prepare` with several clips of each person.
 """

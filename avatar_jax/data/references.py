@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from avatar_jax.data import transforms
 from avatar_jax.data.transforms import Record
@@ -28,10 +28,11 @@ class ReferenceConfig:
       segment_latents: latents of a segment; 0: no reference.
       segments: how many, for each bucket; one number serves all.
       whole: share of examples that show all segments; others, any number of latents.
-      cross_scene_from: examples after which all references come from other scenes;
-        before, their share rises evenly from 0 (TAVR: same scene first).
-      motion_noise: standard deviation of the noise on normalised motion codes, about
-        the error of the encoder that reads them at sampling.
+      cross_scene_from: examples of a bucket after which all its references come from
+        other scenes; before, their share rises evenly from 0 (TAVR: same scene first).
+      motion_noise: standard deviation of white noise on normalised motion codes.
+        Choice: one figure for all; the encoder that reads them at sampling errs by 0.1
+        to 0.8, and in part always the same way for a person.
     """
 
     segment_latents: int = 0
@@ -56,13 +57,18 @@ class Mates:
         for index, (person, _) in enumerate(people.tolist()):
             self._of.setdefault(person, []).append(index)
 
-    def find(self, index: int, *, cross_scene: bool) -> list[int]:
+    def find(
+        self, index: int, *, cross_scene: bool, usable: Bool[np.ndarray, " records"]
+    ) -> list[int]:
         """Return the clips that may be a reference for clip `index`.
 
         In the scenes asked for; else any other clip of the person; else this clip.
+
+        Args:
+          usable: clips that are long enough for a segment.
         """
         person, scene = self._people[index].tolist()
-        others = [i for i in self._of[person] if i != index]
+        others = [i for i in self._of[person] if i != index and usable[i]]
         wanted = [i for i in others if (self._people[i, 1] != scene) == cross_scene]
         return wanted or others or [index]
 

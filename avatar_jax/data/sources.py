@@ -96,9 +96,9 @@ class ClipSource:
             return Pair(record)
         rng = np.random.default_rng((*seed, index, 1))
         cross = references.is_cross_scene(index, config, rng.random())
-        mates = self.mates.find(target, cross_scene=cross)
-        mates = [m for m in mates if self.sizes[m, 0] > config.segment_latents]
-        mates = rng.permutation(mates or [target])
+        usable = self.sizes[:, 0] > config.segment_latents
+        mates = self.mates.find(target, cross_scene=cross, usable=usable)
+        mates = rng.permutation(mates)
         others = [self.read_next(mates, place)[1] for place in range(segments)]
         return Pair(record, tuple(others))
 

@@ -240,3 +240,14 @@ def test_a_clip_too_short_to_be_its_own_reference_is_left_out(folder):
     enough = {n for n, length in enumerate(LENGTHS) if length > 8}
     assert set(clips) == enough
     assert reference.latents.shape[1] == 8
+
+
+def test_a_clip_too_short_for_a_segment_gives_way_to_one_of_the_other_kind():
+    """Where all clips in the scenes asked for are short, others of the person serve."""
+    people = np.array([["a", "x"], ["a", "x"], ["a", "y"], ["b", "x"]])
+    mates = references.Mates(people)
+    long = np.ones(4, bool)
+    short = np.array([True, True, False, True])
+    assert mates.find(0, cross_scene=True, usable=long) == [2]
+    assert mates.find(0, cross_scene=True, usable=short) == [1]
+    assert mates.find(3, cross_scene=True, usable=long) == [3]

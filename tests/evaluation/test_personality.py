@@ -201,8 +201,6 @@ def test_people_of_the_gallery_find_themselves_and_nobody_else(small):
 def test_weights_with_a_reference_get_the_figures_of_personality(scored):
     metrics = json.loads((scored / "metrics.json").read_text())
     assert metrics.keys() >= PERSONAL | {f"{name}_ci95" for name in PERSONAL}
-    assert metrics["identity_top1_of_20"] in (0, 0.5, 1)
-    assert metrics["style_ceiling_over_chance"] in (0, PEOPLE / 2, PEOPLE)
     page = (scored / "report.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in PERSONAL)
     columns = decode.read_video(scored / "side_by_side.mp4").frames.shape[2]

@@ -57,7 +57,7 @@ def test_clips_share_the_budget_evenly():
     first, second = choose(long, short)
     assert second == [(0, 8)]  # two whole groups; the rest goes to the other clip
     assert [stop - start for start, stop in first] == [12, 12]
-    assert [len(cuts) for cuts in choose(*[long] * 3, latents=2)] != [0, 0, 0]
+    assert [len(cuts) for cuts in choose(*[long] * 3, latents=2)] == [0, 1, 1]
 
 
 def test_windows_avoid_frames_without_a_face():
