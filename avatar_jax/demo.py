@@ -28,7 +28,7 @@ TRAIN_STAGES = {
     "stage2_audio_to_video": ("--config.steps=1000",),
     "stage3_personality": (
         "--config.steps=600",
-        "--config.data.reference.cross_scene_from=1800",
+        "--config.data.reference.cross_scene_from=160",
         "--config.human.ramp_steps=200",
     ),
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from avatar_jax import command
 from avatar_jax.evaluation import (
     clip_cases,
+    clip_identity,
     clip_scores,
     demo_cases,
     demo_scores,
@@ -87,17 +89,21 @@ def make_settings(
     arguments: argparse.Namespace, card: pretrained.Card
 ) -> chunk.Settings:
     """Return the sampler's settings; what is not told is the weights' own choice."""
-    least = {"steps": 1, "overshoot": 0, "audio_guidance": 1}
+    least = {"steps": 1, "overshoot": 0, "audio_guidance": 1, "motion_lead": 1}
     for name, value in least.items():
         came = getattr(arguments, name)
         if came is not None and not came >= value:
             flag = name.replace("_", "-")
             raise InputError(f"expected --{flag} of {value} or more, came {came}.")
+    if arguments.shift is not None and not 0 < arguments.shift < math.inf:
+        raise InputError(f"expected --shift above 0, came {arguments.shift}.")
     return pretrained.choose_settings(
         card,
         num_steps=arguments.steps,
         overshoot=arguments.overshoot,
         audio_guidance=arguments.audio_guidance,
+        shift=arguments.shift,
+        motion_lead=arguments.motion_lead,
     )
 
 
@@ -136,21 +142,29 @@ def _run_demo(arguments: argparse.Namespace) -> None:
 
 def _run_clips(arguments: argparse.Namespace) -> None:
     out, started = Path(arguments.out), time.time()
+    records, blank = Path(arguments.records), arguments.blank_person
     loaded = pretrained.load(arguments.weights)
+    if blank and not loaded.card.reference_latents:
+        raise InputError(
+            "expected weights that take a reference, came some that know the person "
+            "from the still alone; leave --blank-person out."
+        )
     settings = make_settings(arguments, loaded.card)
     cases = clip_cases.read_cases(
-        Path(arguments.records),
-        out / "cases",
-        size=loaded.card.size,
-        limit=arguments.cases,
+        records, out / "cases", size=loaded.card.size, limit=arguments.cases
     )
+    gallery = clip_identity.read_gallery(records)
+    swapped = clip_cases.swap_references(cases) if blank else []
     out.mkdir(parents=True, exist_ok=True)
     clip_cases.write_codec_cases(cases, loaded.codec)
-    clip_cases.generate_cases(cases, loaded, settings=settings, seed=arguments.seed)
-    metrics = clip_scores.score_cases(cases)
-    clip_scores.write_contact_sheet(out / "frames.png", cases)
+    how = {"settings": settings, "seed": arguments.seed, "blank_person": blank}
+    clip_cases.generate_cases(cases, loaded, name="generated", **how)
+    clip_cases.generate_cases(swapped, loaded, name="swapped", **how)
+    metrics = clip_scores.score_cases(cases, gallery=gallery, swapped=swapped)
+    clip_scores.write_contact_sheet(out / "frames.png", cases, swapped)
     clip_scores.write_mouths(out / "mouths.png", cases)
-    metrics |= {"weights": arguments.weights, "seconds_run": time.time() - started}
+    metrics |= {"weights": arguments.weights, "blank_person": blank}
+    metrics |= {"seconds_run": time.time() - started}
     command.write_json(out / "metrics.json", metrics)
     print(clip_scores.format_scores(metrics))
 
@@ -179,11 +193,18 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument("--records", required=True, metavar="FOLDER", help="of prepare")
     clips.add_argument("--weights", required=True)
     clips.add_argument("--cases", type=int, help="clips, 2 or more; else all held out")
+    clips.add_argument(
+        "--blank-person",
+        action="store_true",
+        help="show the person in a reference alone; the still is the empty scene",
+    )
     for sub in (demo, clips):
         sub.add_argument("--out", default="scores", metavar="DIR")
         sub.add_argument("--steps", type=int, help="default: the weights'")
         sub.add_argument("--overshoot", type=float, help="default: the weights'")
         sub.add_argument("--audio-guidance", type=float, help="default: the weights'")
+        sub.add_argument("--shift", type=float, help="default: the weights'")
+        sub.add_argument("--motion-lead", type=float, help="default: the weights'")
         sub.add_argument("--seed", type=int, default=0)
     judge_commands.add_commands(commands)
     return parser

@@ -68,13 +68,16 @@ def prepare_procedural(arguments: argparse.Namespace) -> None:
 
 
 def _add_tiers(directory: Path, video: codec.LatentCodec, motion=None) -> None:
-    judge = judges.load(judges.asset("identity", "training"))
+    looks, moves = (
+        judges.load(judges.asset(kind, "training")) for kind in ("identity", "motion")
+    )
     tiers.add_features(
         directory,
         speech=speech.LogMel(),
         text=text.Bytes(),
         motion=motion,
-        identity=(judge.embed, faces.IDENTITY_WIDTH),
+        motion_reader=moves.read,
+        identity=(looks.embed, faces.IDENTITY_WIDTH),
     )
     latents.add_latents(directory, codec=video)
 

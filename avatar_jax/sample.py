@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=0, help="pixels of the file; 0: the model's")
     own = "; default: the weights' own"
     add("--steps", type=int, help=f"solver steps{own}")
-    add("--shift", type=float, default=1.0, help="of times; 5 for large pictures")
+    add("--shift", type=float, help=f"of times; 5 for large pictures{own}")
     add("--overshoot", type=float, help=f"0: Euler; 1: the paper's{own}")
     add("--audio-guidance", type=float, help=f"1: off{own}")
     add("--text-guidance", type=float, default=1.0, help="1: off")

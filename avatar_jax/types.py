@@ -90,6 +90,7 @@ class Conditions:
     reference: Leaf = None  # Reference or ReferenceCache
     motion: Leaf = None  # B frames Dm, the model's own clean estimate; None: zeros
     motion_valid: Leaf = None  # B bool, False: codes are not injected; None: all valid
+    motion_time: Leaf = None  # B, t of the noisy codes; None: the video's
     guidance: Leaf = None  # B scales, for distilled students
 
 

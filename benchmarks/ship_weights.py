@@ -24,12 +24,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--overshoot", type=float, required=True)
     parser.add_argument("--audio-guidance", type=float, required=True)
+    parser.add_argument("--shift", type=float, default=1.0)
+    parser.add_argument("--motion-lead", type=float, default=1.0)
     args = parser.parse_args()
     params, metadata = checkpoint.load_weights(args.workdir / checkpoint.WEIGHTS_NAME)
     out = pretrained.TINY_WEIGHTS
     metadata["num_steps"] = args.steps
     metadata["overshoot"] = args.overshoot
     metadata["audio_guidance"] = args.audio_guidance
+    metadata["shift"] = args.shift
+    metadata["motion_lead"] = args.motion_lead
     checkpoint.save_weights(out, params, metadata, dtype=np.float16)
     size = out.stat().st_size
     print(f"wrote {out.name}: {size / 2**20:.2f} MiB of at most {LIMIT / 2**20:.0f}")

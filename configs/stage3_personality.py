@@ -6,9 +6,8 @@
 Hardware: 2 CPU cores (TINY), or any accelerator. Hours: 1 to 2 on the cores.
 Expect: `cases/identity_rank` falls from 10 towards 1, `cases/style_distance` falls more
 slowly, `cases/sync` returns to that of stage 2. References come from the target's own
-scene first, of the short bucket from other scenes alone after 1,100 steps, of the long
-one never quite: the count is of a bucket's own examples. At step 0, with the
-reference rows invalid, the network equals its parent.
+scene first, after 1,000 steps from other scenes alone. At step 0, with the reference
+rows invalid, the network equals its parent.
 Data: records of `python -m avatar_jax.prepare` with several clips of each person.
 """
 
@@ -54,19 +53,30 @@ def get_config() -> ml_collections.ConfigDict:
         context_noise=0.1,
         reference=references.ReferenceConfig(
             segment_latents=6,
-            segments=(1, 2),
-            cross_scene_from=12_000,  # examples of a bucket
-            motion_noise=0.3,
+            segments=(2, 3),
+            cross_scene_from=1_000,  # steps
         ),
     )
     objective = flow_matching.FlowMatchingConfig(
         shift=2.5,
+        # Few examples would else be where a sampler's first and last steps begin.
+        even_times=0.3,
+        motion_ahead=True,
         loss_space=model.prediction,
         floor=model.time_floor,
         mouth_weight=8.0,
-        face_weight=1.0,
+        face_weight=3.0,
+        motion_weight=0.2,
     )
-    human = human_aware.HumanAwareConfig(ramp_steps=1_300, clips=6)
+    human = human_aware.HumanAwareConfig(
+        identity=0.5,
+        motion=0.5,
+        sync=0.1,
+        perceptual=5.0,
+        ramp_steps=1_300,
+        largest_time=0.7,
+        clips=6,
+    )
     rates = optimizer.OptimizerConfig(
         learning_rate=2e-3, warmup_steps=100, decay_fraction=0.5, final_fraction=0.02
     )
@@ -78,12 +88,8 @@ def get_config() -> ml_collections.ConfigDict:
         "optimizer": dataclasses.asdict(rates),
         "preview": {"num_batches": 4, "num_clips": 4, "num_steps": 4},
         "cases": {"num_people": 8, "num_steps": 4},
-        "sampler": {
-            "num_steps": 4,
-            "overshoot": 1.0,
-            "audio_guidance": 1.75,
-            "reference_latents": 24,
-        },
+        "sampler": {"num_steps": 8, "overshoot": 1.0, "audio_guidance": 1.75}
+        | {"reference_latents": 24, "motion_lead": 4.0},
     }
     return ml_collections.ConfigDict(values, type_safe=True).lock()
 

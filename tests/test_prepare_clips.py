@@ -11,7 +11,7 @@ from avatar_jax import prepare
 from avatar_jax.data import records
 from avatar_jax.data.talking_heads import clips, people
 from avatar_jax.media import decode, encode, faces
-from avatar_jax.models import codec, speech
+from avatar_jax.models import codec, judges, speech
 from avatar_jax.models import faces as models_faces
 from avatar_jax.preparation import latents as latents_tier
 from avatar_jax.preparation import tiers
@@ -115,6 +115,7 @@ def test_tiers_hold_what_a_reference_needs(dataset):
     for record, feature, latent in zip(*read(dataset, "train"), strict=True):
         assert feature["person"] == record["person"] == "me"
         assert feature["scene"] == record["scene"]
+        assert not {"motion", "motion_read"} & set(feature)  # not known of real clips
         assert feature["identity"].shape == (models_faces.IDENTITY_WIDTH,)
         np.testing.assert_allclose(np.linalg.norm(feature["identity"]), 1, rtol=1e-4)
         config = latents_tier.LatentsConfig()
@@ -223,6 +224,11 @@ def test_rendered_people_keep_their_splits_and_motion_codes(tmp_path):
     made = clips.make_clip(person, scene=0, utterance=27, num_frames=25, size=64)
     assert record["caption"] == made.caption and record["key"] == feature["key"]
     np.testing.assert_array_equal(feature["motion"], made.motion.astype(np.float32))
+    for record, feature in zip(media, features, strict=True):
+        frames = decode.decode_bytes(record["video"])
+        codes = judges.load(judges.asset("motion", "training")).read(frames)
+        np.testing.assert_allclose(feature["motion_read"], codes, atol=1e-4)
+    record = media[0]
     np.testing.assert_allclose(record["mouth_boxes"], made.mouth_boxes)
     error = decode.decode_bytes(record["video"]).astype(float) - made.frames
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 34

@@ -115,6 +115,9 @@ def make_bucket(
     needed = max(config.buckets[number][0], config.reference.segment_latents + 1)
     found = [source.find(needed) for source in clips]
     sources.check_sizes(clips, found)
+    weights = normalise(config.weights or [len(indices) for indices in found])
+    share = normalise([weight for *_, weight in config.buckets])[number]
+    examples_per_step = config.buckets[number][1] * share
     pairs = [
         grain.MapDataset.range(len(indices))
         .seed(_fold(config.seed, number, which))
@@ -126,16 +129,16 @@ def make_bucket(
                 indices=indices,
                 config=config.reference,
                 segments=config.reference.count_segments(number),
+                examples_per_step=examples_per_step * weights[which],
                 seed=(config.seed, number),
             )
         )
         for which, (source, indices) in enumerate(zip(clips, found, strict=True))
     ]
-    weights = config.weights or [len(indices) for indices in found]
     make = functools.partial(
         make_example, config=config, null_text=clips[0].null_text, number=number
     )
-    return grain.MapDataset.mix(pairs, normalise(weights)).map_with_index(make)
+    return grain.MapDataset.mix(pairs, weights).map_with_index(make)
 
 
 def make_example(

@@ -5,8 +5,8 @@ with TFDS metadata, so that `tfds.builder_from_directory(tier).as_data_source(sp
 reads it as well:
 
   clips_media/              video, audio, boxes, caption, rights, scores
-  clips_features/           speech, text, motion codes, face embedding; beside them
-                            null_text.npy and motion_scale.npy
+  clips_features/           speech, text, motion codes (exact and read), face embedding;
+                            beside them null_text.npy and motion_scale.npy
   clips_latents/<codec>/    latents, masks, the blanked still, face crops
 
 Arrays are raw little-endian bytes: float16 where a network wrote them.
@@ -61,20 +61,22 @@ def media_schema() -> tfds.features.FeaturesDict:
 
 
 def features_schema(
-    *, motion_width: int, identity_width: int = 0
+    *, motion_width: int, motion_read: bool = False, identity_width: int = 0
 ) -> tfds.features.FeaturesDict:
     """Describe clips_features; one row per frame; a width of 0: the field is absent.
 
-    `identity` is the mean face embedding of the clip, a unit vector.
+    `motion_read` holds the codes that a network reads off the stored frames, in the
+    units of `motion`. `identity` is the mean face embedding of the clip, a unit vector.
     """
-    motion = {"motion": _array(None, motion_width, dtype=np.float32)}
+    codes = _array(None, motion_width, dtype=np.float32)
     identity = {"identity": _array(identity_width, dtype=np.float32)}
     return _schema(
         person=tfds.features.Text(),
         scene=tfds.features.Text(),
         speech=_array(None, None, dtype=np.float16),
         text=_array(None, None, dtype=np.float16),
-        **(motion if motion_width else {}),
+        **({"motion": codes} if motion_width else {}),
+        **({"motion_read": codes} if motion_read else {}),
         **(identity if identity_width else {}),
     )
 

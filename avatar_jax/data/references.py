@@ -5,6 +5,10 @@ none is the codec's single-frame latent (model.md asks to encode each segment af
 copies of its first frame; Choice: codecs whose latents depend on earlier frames see the
 clip's own past instead, which is stored already).
 
+Motion codes are those that a network read off the frames, as it does at sampling: its
+errors are in part the same for all of a person, which no noise on exact codes would be.
+Records without them (`motion_read`) give their exact ones.
+
 How much is shown is drawn anew for every example, from one latent to all: at sampling
 people give short videos and long ones.
 """
@@ -22,24 +26,20 @@ from avatar_jax.types import FRAMES_PER_LATENT, Reference
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceConfig:
-    """Which clips a reference comes from, and how it is disturbed.
+    """Which clips a reference comes from, and how much of them it shows.
 
     Attributes:
       segment_latents: latents of a segment; 0: no reference.
       segments: how many, for each bucket; one number serves all.
       whole: share of examples that show all segments; others, any number of latents.
-      cross_scene_from: examples of a bucket after which all its references come from
-        other scenes; before, their share rises evenly from 0 (TAVR: same scene first).
-      motion_noise: standard deviation of white noise on normalised motion codes.
-        Choice: one figure for all; the encoder that reads them at sampling errs by 0.1
-        to 0.8, and in part always the same way for a person.
+      cross_scene_from: training step from which on all references come from other
+        scenes; before, their share rises evenly from 0 (TAVR: same scene first).
     """
 
     segment_latents: int = 0
     segments: tuple[int, ...] = (1,)
     whole: float = 0.5
     cross_scene_from: int = 0
-    motion_noise: float = 0.0
 
     def count_segments(self, bucket: int) -> int:
         """Return the segments of a bucket's references."""
@@ -73,9 +73,9 @@ class Mates:
         return wanted or others or [index]
 
 
-def is_cross_scene(position: int, config: ReferenceConfig, draw: float) -> bool:
-    """Say whether the reference of an example comes from other scenes."""
-    return draw * config.cross_scene_from < position + 1
+def is_cross_scene(step: float, config: ReferenceConfig, draw: float) -> bool:
+    """Say whether a reference comes from other scenes; `draw` is uniform in [0, 1)."""
+    return draw * config.cross_scene_from <= step
 
 
 def make_reference(
@@ -100,9 +100,8 @@ def make_reference(
     valid &= (np.arange(total) < shown)[:, None, None]
     first, motion, motion_valid = records[0], None, None
     if first.motion is not None:
-        motion = join(lambda r, s: cut_rows(r.motion, s, count))
-        noise = rng.standard_normal(motion.shape, np.float32)
-        motion, motion_valid = motion + config.motion_noise * noise, np.bool_(True)
+        motion = join(lambda r, s: cut_rows(_choose_codes(r), s, count))
+        motion_valid = np.bool_(True)
     return Reference(
         latents=join(lambda r, s: r.latents[s : s + count]),
         valid=valid,
@@ -136,6 +135,11 @@ def cut_rows(
     """Cut the frames of latents start .. start + count - 1, four each; start >= 1."""
     first = FRAMES_PER_LATENT * (start - 1) + 1
     return rows[first : first + FRAMES_PER_LATENT * count]
+
+
+def _choose_codes(record: Record) -> Float[np.ndarray, "frames Dm"] | None:
+    """Return the motion codes of a clip of a reference."""
+    return record.motion if record.motion_read is None else record.motion_read
 
 
 def mean_identity(records: Sequence[Record]) -> Float[np.ndarray, " I"] | None:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from avatar_jax.data import records, references, transforms
 from avatar_jax.types import InputError
@@ -83,6 +83,7 @@ class ClipSource:
         indices: Int[np.ndarray, " clips"],
         config: references.ReferenceConfig,
         segments: int,
+        examples_per_step: float,
         seed: tuple[int, ...],
     ) -> Pair:
         """Read the clip at a place of a stream, and clips that show the same person.
@@ -90,12 +91,14 @@ class ClipSource:
         Args:
           index: number of the example in its stream; with `seed` it fixes the choice.
           position: into `indices`.
+          examples_per_step: of the stream, in the mean over training steps.
         """
         target, record = self.read_next(indices, position)
         if not segments:
             return Pair(record)
         rng = np.random.default_rng((*seed, index, 1))
-        cross = references.is_cross_scene(index, config, rng.random())
+        step = index / examples_per_step
+        cross = references.is_cross_scene(step, config, rng.random())
         usable = self.sizes[:, 0] > config.segment_latents
         mates = self.mates.find(target, cross_scene=cross, usable=usable)
         mates = rng.permutation(mates)
@@ -110,23 +113,28 @@ class ClipSource:
                 f"record {index} of {self.directory} is {latents['key']!r} in one tier "
                 f"and {features['key']!r} in the other: prepare the dataset again."
             )
-        motion = features.get("motion")
-        if motion is not None:
-            if self.motion_scale is None:
-                raise InputError(
-                    f"{self.directory} has motion codes, but no motion_scale.npy: "
-                    "prepare it again."
-                )
-            motion = (motion - self.motion_scale[:1]) / self.motion_scale[1:]
         arrays = {name: latents[name] for name in LATENT_FIELDS}
         return transforms.Record(
             key=latents["key"],
             speech=features["speech"],
             text=features["text"],
-            motion=motion,
+            motion=self._normalise(features.get("motion")),
+            motion_read=self._normalise(features.get("motion_read")),
             identity=features.get("identity"),
             **arrays,
         )
+
+    def _normalise(
+        self, codes: Float[np.ndarray, "frames Dm"] | None
+    ) -> Float[np.ndarray, "frames Dm"] | None:
+        if codes is None:
+            return None
+        if self.motion_scale is None:
+            raise InputError(
+                f"{self.directory} has motion codes, but no motion_scale.npy: "
+                "prepare it again."
+            )
+        return (codes - self.motion_scale[:1]) / self.motion_scale[1:]
 
     def _skip(self, index: int, error: records.CorruptRecord) -> None:
         """Count a corrupt record, and name it the first time."""

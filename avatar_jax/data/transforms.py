@@ -69,6 +69,7 @@ class Record:
     speech: Float16[np.ndarray, "frames Da"]
     text: Float16[np.ndarray, "L Dt"]
     motion: Float[np.ndarray, "frames Dm"] | None = None  # normalised
+    motion_read: Float[np.ndarray, "frames Dm"] | None = None  # off the frames
     identity: Float[np.ndarray, " I"] | None = None
     face_mask: Float16[np.ndarray, "F H W"] | None = None
     still: Float16[np.ndarray, "1 H W C"] | None = None  # frame 0, the person blanked

@@ -1,6 +1,7 @@
 """Held-out clips of a real person as cases: their speech, a still of another clip."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,18 +26,45 @@ _FULL_SCALE = 32_767  # of PCM16
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainClip:
+    """A clip that training has seen; boxes as recorded, pixels."""
+
+    key: str
+    person: str
+    wave: Float[np.ndarray, " samples"]
+    frames: UInt8[np.ndarray, "frames Y X 3"]
+    boxes: Float[np.ndarray, "frames 4"]  # of the face
+    mouths: Float[np.ndarray, "frames 4"]
+    best: int  # frame that makes the best still
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipCase:
-    """A held-out clip, and a clip of the same person that training has seen."""
+    """A held-out clip, and what else is given: a scene and who is in it.
+
+    Both come from one train clip of the same person, unless references are swapped.
+    """
 
     key: str
     folder: Path  # of the mp4 files made for it
+    person: str
     caption: str
     wave: Float[np.ndarray, " samples"]
     truth: UInt8[np.ndarray, "frames Y X 3"]
-    mouths: Float[np.ndarray, "frames 4"]  # as recorded, pixels
-    reference: UInt8[np.ndarray, "frames2 Y X 3"]
-    reference_mouths: Float[np.ndarray, "frames2 4"]
-    still: UInt8[np.ndarray, "Y X 3"]  # of the reference
+    boxes: Float[np.ndarray, "frames 4"]  # of the face, as recorded, pixels
+    mouths: Float[np.ndarray, "frames 4"]
+    scene: TrainClip
+    reference: TrainClip
+
+    @property
+    def still(self) -> UInt8[np.ndarray, "Y X 3"]:
+        """The scene's best frame."""
+        return self.scene.frames[self.scene.best]
+
+    @property
+    def still_box(self) -> Float[np.ndarray, " 4"]:
+        """The face in the still, pixels."""
+        return self.scene.boxes[self.scene.best]
 
 
 def read_cases(
@@ -56,10 +84,10 @@ def read_cases(
             f"in {dataset}; hold out more, or ask for more --cases"
         )
     by_person: dict[str, list[int]] = {}
-    for index, record in _readable(train, len(train)):
+    for index, record in readable(train, len(train)):
         by_person.setdefault(record["person"], []).append(index)
     cases = []
-    for number, record in _readable(held_out, count):
+    for number, record in readable(held_out, count):
         known = by_person.get(record["person"])
         if known is None:
             raise InputError(
@@ -76,7 +104,7 @@ def read_cases(
     return cases
 
 
-def _readable(tier: records.TierSource, count: int) -> Iterator[tuple[int, dict]]:
+def readable(tier: records.TierSource, count: int) -> Iterator[tuple[int, dict]]:
     """Yield the first `count` records with their index; name and skip corrupt ones."""
     skipped = 0
     for index in range(count):
@@ -89,16 +117,54 @@ def _readable(tier: records.TierSource, count: int) -> Iterator[tuple[int, dict]
         yield index, record
 
 
+def swap_references(cases: Sequence[ClipCase]) -> list[ClipCase]:
+    """Give each case the reference of a case of another person, all others in turn.
+
+    Empty where all cases are of one person.
+    """
+    by_person: dict[str, list[ClipCase]] = {}
+    for case in cases:
+        by_person.setdefault(case.person, []).append(case)
+    if len(by_person) < 2:
+        return []
+    turn = {
+        person: itertools.cycle([other for other in by_person if other != person])
+        for person in by_person
+    }
+    lent = {person: itertools.cycle(own) for person, own in by_person.items()}
+    return [
+        dataclasses.replace(
+            case, reference=next(lent[next(turn[case.person])]).reference
+        )
+        for case in cases
+    ]
+
+
 def generate_cases(
     cases: Sequence[ClipCase],
     pretrained: Pretrained,
     *,
     settings: chunk.Settings,
     seed: int,
+    name: str = "generated",
+    blank_person: bool = False,
 ) -> None:
-    """Sample all cases in batches and write each one's `generated.mp4`."""
+    """Sample all cases in batches and write each one's `<name>.mp4`.
+
+    Args:
+      blank_person: in the still; the person is known from the reference alone.
+    """
     for start in range(0, len(cases), _BATCH):
-        _generate(cases[start : start + _BATCH], pretrained, settings, seed + start)
+        some = cases[start : start + _BATCH]
+        made = _generate(some, pretrained, settings, seed + start, blank_person)
+        for frames, case in zip(made, some, strict=True):
+            case.folder.mkdir(parents=True, exist_ok=True)
+            delivery.write_avatar(
+                case.folder / f"{name}.mp4",
+                [frames[None, : len(case.truth)]],
+                case.wave,
+                delivery=delivery.Delivery(),
+            )
 
 
 def write_codec_cases(cases: Sequence[ClipCase], codec: LatentCodec) -> None:
@@ -122,53 +188,76 @@ def _generate(
     pretrained: Pretrained,
     settings: chunk.Settings,
     seed: int,
-) -> None:
+    blank_person: bool,
+) -> UInt8[np.ndarray, "cases frames Y X 3"]:
     longest = max(len(case.truth) for case in cases)
     plan = video.Plan(longest, pretrained.card.chunk_latents)
-    prepared = [
-        request.encode(
-            pretrained,
-            still=case.still,
-            person=[person.portrait_clip(case.reference)],
-            wave=case.wave,
-            plan=plan,
-            prompt=case.caption,
-        )
-        for case in cases
-    ]
+    prepared = [_prepare(case, pretrained, plan, blank_person) for case in cases]
     batch = jax.tree.map(lambda *rows: jnp.concatenate(rows), *prepared)
     runs = video.generate(pretrained, batch, plan=plan, settings=settings, seed=seed)
-    frames = np.concatenate(list(runs), axis=1)
-    for made, case in zip(frames, cases, strict=True):
-        case.folder.mkdir(parents=True, exist_ok=True)
-        delivery.write_avatar(
-            case.folder / "generated.mp4",
-            [made[None, : len(case.truth)]],
-            case.wave,
-            delivery=delivery.Delivery(),
-        )
+    return np.concatenate(list(runs), axis=1)
+
+
+def _prepare(
+    case: ClipCase, pretrained: Pretrained, plan: video.Plan, blank_person: bool
+) -> video.Prepared:
+    still, valid, known = case.still, None, case.reference
+    shown = person.portrait_clip(known.frames)
+    if blank_person:
+        cell = pretrained.patch_side
+        still, valid = pictures.blank_person(still, case.still_box, cell=cell)
+        found = np.ones(len(known.frames), bool)  # records do not say where it was not
+        shown = person.PersonClip(known.frames, known.boxes, found, known.wave)
+    return request.encode(
+        pretrained,
+        still=still,
+        still_valid=valid,
+        person=[shown],
+        wave=case.wave,
+        plan=plan,
+        prompt=case.caption,
+    )
 
 
 def _make_case(folder: Path, record: dict, other: dict, size: int) -> ClipCase:
-    truth = decode.decode_bytes(record["video"])
-    reference = decode.decode_bytes(other["video"])
-    for key, frames in ((record["key"], truth), (other["key"], reference)):
-        if frames.shape[1:3] != (size, size):
-            raise InputError(
-                f"expected clips of {size}x{size} pixels, the size of the weights, but "
-                f"{key} is {frames.shape[2]}x{frames.shape[1]}; prepare them with "
-                f"--size {size}"
-            )
-    shown = np.ones(len(reference), bool)
-    best = pictures.choose_still(reference, other["face_boxes"], shown)
+    truth, known = _decode(record, size), _make_train_clip(other, size)
     return ClipCase(
         key=record["key"],
         folder=folder,
+        person=record["person"],
         caption=record["caption"],
-        wave=record["audio"].astype(np.float32) / _FULL_SCALE,
+        wave=_read_wave(record),
         truth=truth,
+        boxes=record["face_boxes"],
         mouths=record["mouth_boxes"],
-        reference=reference,
-        reference_mouths=other["mouth_boxes"],
-        still=reference[best],
+        scene=known,
+        reference=known,
     )
+
+
+def _make_train_clip(record: dict, size: int) -> TrainClip:
+    frames, boxes = _decode(record, size), record["face_boxes"]
+    return TrainClip(
+        key=record["key"],
+        person=record["person"],
+        wave=_read_wave(record),
+        frames=frames,
+        boxes=boxes,
+        mouths=record["mouth_boxes"],
+        best=pictures.choose_still(frames, boxes, np.ones(len(frames), bool)),
+    )
+
+
+def _decode(record: dict, size: int) -> UInt8[np.ndarray, "frames size size 3"]:
+    frames = decode.decode_bytes(record["video"])
+    if frames.shape[1:3] != (size, size):
+        raise InputError(
+            f"expected clips of {size}x{size} pixels, the size of the weights, but "
+            f"{record['key']} is {frames.shape[2]}x{frames.shape[1]}; prepare them "
+            f"with --size {size}"
+        )
+    return frames
+
+
+def _read_wave(record: dict) -> Float[np.ndarray, " samples"]:
+    return record["audio"].astype(np.float32) / _FULL_SCALE

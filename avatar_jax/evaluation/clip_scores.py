@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from avatar_jax.evaluation import clip_cases, mouth
+from avatar_jax.evaluation import clip_cases, clip_identity, mouth
 from avatar_jax.evaluation.clip_cases import ClipCase
 from avatar_jax.evaluation.metrics import bootstrap, sync
 from avatar_jax.evaluation.metrics.psnr import psnr
@@ -50,10 +50,20 @@ class Openings:
     untracked: tuple[str, ...]  # videos whose recorded mouth boxes were used instead
 
 
-def score_cases(cases: Sequence[ClipCase]) -> dict:
+def score_cases(
+    cases: Sequence[ClipCase],
+    *,
+    gallery: clip_identity.Gallery | None = None,
+    swapped: Sequence[ClipCase] = (),
+) -> dict:
     """Read the cases' mp4 files; return the mean of each figure and its interval.
 
-    Raises InputError where no two clips are heard for long enough at the same time.
+    Args:
+      gallery: people among whom those of the videos are sought; None: they are not.
+      swapped: the same cases with the references of their `swapped.mp4`.
+
+    Raises:
+      InputError: no two clips are heard for long enough at the same time.
     """
     openings = [measure_case(case) for case in cases]
     rows = correlate(openings) | _psnr(cases)
@@ -66,13 +76,21 @@ def score_cases(cases: Sequence[ClipCase]) -> dict:
         ]
     )
     numbers: dict = {"clips": len(cases)}
-    for name in MEANING:
-        numbers[name] = float(rows[name].mean())
-        numbers[f"{name}_ci95"] = bootstrap.confidence_interval(rows[name])
+    if gallery is not None:
+        rows |= clip_identity.find_people(cases, swapped, gallery)
+        numbers["identity_chance"] = 1 / len(gallery.people)
+    for name, values in rows.items():
+        numbers[name] = float(values.mean())
+        numbers[f"{name}_ci95"] = bootstrap.confidence_interval(values)
     for video in ("true", "codec", "generated"):
         lost = sum(video in o.untracked for o in openings)
         numbers[f"untracked_{video}"] = lost
-    return numbers
+    people = _by_person(rows, cases, swapped)
+    for name in clip_identity.MEANING:
+        own = [row[name] for row in people.values() if name in row]
+        if own:
+            numbers[f"{name}_over_people"] = float(np.mean(own))
+    return numbers | {"people": people}
 
 
 def measure_case(case: ClipCase) -> Openings:
@@ -88,7 +106,7 @@ def measure_case(case: ClipCase) -> Openings:
         if boxes is None:
             untracked.append(name)
             # A generated head rests where the still has it.
-            own = case.reference_mouths if name == "generated" else case.mouths
+            own = case.scene.mouths if name == "generated" else case.mouths
             boxes = np.tile(own.mean(axis=0), (len(frames), 1))
         curves[name] = mouth.measure_opening(frames, boxes)
     heard = mouth.find_spoken(case.wave, len(case.truth))
@@ -117,26 +135,33 @@ def correlate(openings: Sequence[Openings]) -> dict[str, Float[np.ndarray, " cas
 def format_scores(numbers: dict) -> str:
     """Return the figures as aligned lines."""
     lines = [f"{numbers['clips']} held-out clips; mean [95 % interval over clips]"]
-    for name, what in MEANING.items():
-        low, high = numbers[f"{name}_ci95"]
-        value = f"{numbers[name]:7.3f} [{low:6.3f}, {high:6.3f}]"
-        lines.append(f"{name:43s} {value}  {what}")
+    for name, what in (MEANING | clip_identity.MEANING).items():
+        if name in numbers:
+            low, high = numbers[f"{name}_ci95"]
+            value = f"{numbers[name]:7.3f} [{low:6.3f}, {high:6.3f}]"
+            lines.append(f"{name:43s} {value}  {what}")
+    if "identity_chance" in numbers:
+        lines.append(_format_people(numbers))
     lost = {v: numbers[f"untracked_{v}"] for v in ("true", "codec", "generated")}
     lines.append(f"no face tracked, recorded boxes used: {lost}")
     return "\n".join(lines)
 
 
-def write_contact_sheet(path: Path, cases: Sequence[ClipCase]) -> None:
-    """Draw some clips over time: true, through the codec, generated."""
+def write_contact_sheet(
+    path: Path, cases: Sequence[ClipCase], swapped: Sequence[ClipCase] = ()
+) -> None:
+    """Draw some clips over time: true, through the codec, generated.
+
+    With `swapped` also the other person's clip, and what was generated from it.
+    """
     rows = []
-    for case in cases[:_SHOWN]:
-        times = np.linspace(0, len(case.truth) - 1, _COLUMNS).round().astype(int)
-        for frames in (
-            case.truth,
-            clip_cases.read_video(case, "codec"),
-            clip_cases.read_video(case, "generated"),
-        ):
-            rows.append(_join([_enlarge(frames[t], _SIDE, _SIDE) for t in times]))
+    for number, case in enumerate(cases[:_SHOWN]):
+        names = ("codec", "generated")
+        videos = [case.truth, *(clip_cases.read_video(case, name) for name in names)]
+        if swapped:
+            videos.append(swapped[number].reference.frames)
+            videos.append(clip_cases.read_video(case, "swapped"))
+        rows += [_draw_times(frames) for frames in videos]
         rows.append(np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8))
     _write_picture(path, np.concatenate(rows[:-1]))
 
@@ -152,6 +177,40 @@ def write_mouths(path: Path, cases: Sequence[ClipCase]) -> None:
         ends = (cuts[opening.argmin()], cuts[opening.argmax()])
         pairs.append(np.concatenate([_enlarge(cut, 64, 96) for cut in ends]))
     _write_picture(path, _join(pairs))
+
+
+def _by_person(
+    rows: dict[str, Float[np.ndarray, " cases"]],
+    cases: Sequence[ClipCase],
+    swapped: Sequence[ClipCase],
+) -> dict[str, dict]:
+    """Return each figure's mean over the cases of each person.
+
+    Cases of swapped references count for the person of the reference.
+    """
+    numbers = {}
+    for person in sorted({case.person for case in cases}):
+        own = np.array([case.person == person for case in cases])
+        lent = np.array([case.reference.person == person for case in swapped])
+        shown = {name: lent if name == "identity_swapped" else own for name in rows}
+        numbers[person] = {"clips": int(own.sum())} | {
+            name: float(values[shown[name]].mean())
+            for name, values in rows.items()
+            if shown[name].any()
+        }
+    return numbers
+
+
+def _format_people(numbers: dict) -> str:
+    """Return the identity figures of each person as lines, and their mean."""
+    names = [name for name in clip_identity.MEANING if name in numbers]
+    lines = ["clips of each person, " + ", ".join(names)]
+    for person, own in numbers["people"].items():
+        values = "  ".join(f"{own.get(name, np.nan):6.3f}" for name in names)
+        lines.append(f"  {person:20s} {own['clips']:4d}  {values}")
+    means = "  ".join(f"{numbers[f'{name}_over_people']:6.3f}" for name in names)
+    chance = f"chance {numbers['identity_chance']:.3f}"
+    return "\n".join([*lines, f"  {'mean over people':26s} {means}; {chance}"])
 
 
 def _mean_with(
@@ -186,6 +245,13 @@ def _psnr(cases: Sequence[ClipCase]) -> dict[str, Float[np.ndarray, " cases"]]:
         for name in ("generated", "codec"):
             rows[name].append(psnr(clip_cases.read_video(case, name), case.truth))
     return {f"psnr_{name}": np.array(values) for name, values in rows.items()}
+
+
+def _draw_times(
+    frames: UInt8[np.ndarray, "frames Y X 3"],
+) -> UInt8[np.ndarray, "Y2 X2 3"]:
+    times = np.linspace(0, len(frames) - 1, _COLUMNS).round().astype(int)
+    return _join([_enlarge(frames[t], _SIDE, _SIDE) for t in times])
 
 
 def _enlarge(

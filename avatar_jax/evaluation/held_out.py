@@ -45,9 +45,7 @@ def make_evaluators(
         reference_dropout=0.0,
         context_noise=0.0,
         # Whole references from other scenes, as at sampling.
-        reference=dataclasses.replace(
-            data.reference, cross_scene_from=0, whole=1.0, motion_noise=0.0
-        ),
+        reference=dataclasses.replace(data.reference, cross_scene_from=0, whole=1.0),
     )
     clips = pipeline.make_dataset(whole, process_index=0, process_count=1)
     preview = Preview(

@@ -33,13 +33,21 @@ def track_mouth(
     frames: UInt8[np.ndarray, "frames Y X 3"],
 ) -> Float[np.ndarray, "frames 4"] | None:
     """Return the mouth boxes of a face tracked in this very video; None: none found."""
+    boxes = track_face(frames)
+    return None if boxes is None else faces.mouth_boxes(boxes)
+
+
+def track_face(
+    frames: UInt8[np.ndarray, "frames Y X 3"],
+) -> Float[np.ndarray, "frames 4"] | None:
+    """Return the face boxes tracked in this very video; None: none found."""
     scale = max(1.0, _ENLARGED / max(frames.shape[1:3]))
     enlarged = (
         cv2.resize(f, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         for f in frames
     )
     boxes, found = faces.track_face(enlarged)
-    return faces.mouth_boxes(boxes / scale) if found.mean() >= _LEAST_TRACKED else None
+    return boxes / scale if found.mean() >= _LEAST_TRACKED else None
 
 
 def measure_opening(

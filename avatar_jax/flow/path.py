@@ -1,6 +1,7 @@
 """The straight path between data and noise, for any pytree with a leading batch axis.
 
-With t in [0, 1], 1 is noise (rectified flow, arXiv 2209.03003, eq. 1):
+With t in [0, 1], 1 is noise (rectified flow, arXiv 2209.03003, eq. 1). A time is one
+for all leaves, or a tree with one for each:
 
   (1) x_t = (1 - t) x + t e
   (2) u   = e - x              velocity, the target
@@ -20,10 +21,19 @@ def expand(t: Float[Array, " B"], leaf: Float[Array, "B ..."]) -> Float[Array, "
     return t.reshape(t.shape + (1,) * (leaf.ndim - 1))
 
 
-def interpolate(x: Tree, noise: Tree, t: Float[Array, " B"]) -> Tree:
-    """Return the noisy sample x_t of eq. 1."""
+def spread(t: Tree, x: Tree) -> Tree:
+    """Return a tree like x with a time for each leaf."""
+    alike = jax.tree.structure(t) == jax.tree.structure(x)
+    return t if alike else jax.tree.map(lambda _: t, x)
+
+
+def interpolate(x: Tree, noise: Tree, t: Tree) -> Tree:
+    """Return the noisy sample x_t of eq. 1; times are of shape B."""
     return jax.tree.map(
-        lambda x, e: (1 - expand(t, x)) * x + expand(t, x) * e, x, noise
+        lambda x, e, t: (1 - expand(t, x)) * x + expand(t, x) * e,
+        x,
+        noise,
+        spread(t, x),
     )
 
 
@@ -32,6 +42,7 @@ def velocity_target(x: Tree, noise: Tree) -> Tree:
     return jax.tree.map(lambda x, e: e - x, x, noise)
 
 
-def clean_estimate(noisy: Tree, velocity: Tree, t: Float[Array, " B"]) -> Tree:
-    """Return the clean estimate of eq. 3."""
-    return jax.tree.map(lambda x, v: x - expand(t, x) * v, noisy, velocity)
+def clean_estimate(noisy: Tree, velocity: Tree, t: Tree) -> Tree:
+    """Return the clean estimate of eq. 3; times are of shape B."""
+    times = spread(t, noisy)
+    return jax.tree.map(lambda x, v, t: x - expand(t, x) * v, noisy, velocity, times)

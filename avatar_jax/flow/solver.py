@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from avatar_jax.flow import path
 
 Tree = Any
-VelocityFn = Callable[[Tree, Float[Array, " B"], Tree], Tree]
+VelocityFn = Callable[[Tree, Tree, Tree], Tree]
+_ENDS = slice(None, -1), slice(1, None)  # of all steps
 
 
 def overshoot_coefficients(
@@ -38,7 +39,7 @@ def overshoot_coefficients(
 def solve(
     velocity_fn: VelocityFn,
     noise: Tree,
-    times: Float[Array, " times"],
+    times: Tree,
     *,
     rng: PRNGKeyArray,
     overshoot: float = 0.0,
@@ -49,7 +50,8 @@ def solve(
       velocity_fn: (x, t of shape B, clean estimate of the step before) -> velocity. The
         estimate is zero at the first step; it closes the loop of the motion stream.
       noise: leaves with a leading batch axis.
-      times: from 1 to 0, as `times.schedule` gives them.
+      times: from 1 to 0, as `times.schedule` gives them: one run of them for all
+        leaves, or a tree of runs of one length; t comes in the same form.
       rng: for the noise of eq. 4; unused where `overshoot` is 0.
       overshoot: c of eq. 1; 0 is Euler, 1 is the product's sampler.
     """
@@ -58,25 +60,27 @@ def solve(
     def step(carry: tuple[Tree, Tree], inputs: tuple) -> tuple[tuple[Tree, Tree], None]:
         x, estimate = carry
         t0, t1, key = inputs
-        t = jnp.full((batch,), t0)
+        t = jax.tree.map(lambda t0: jnp.full((batch,), t0), t0)
         velocity = velocity_fn(x, t, estimate)
-        advance, a, b = overshoot_coefficients(t0, t1, overshoot)
-        over = jax.tree.map(lambda x, v: a * (x - advance * v), x, velocity)
-        if overshoot:
-            over = _add_noise(over, b, key)
-        return (over, path.clean_estimate(x, velocity, t)), None
+        ends = path.spread(t0, x), path.spread(t1, x)
+        keys = treedef.unflatten(jax.random.split(key, treedef.num_leaves))
+        moved = jax.tree.map(_advance(overshoot), x, velocity, *ends, keys)
+        return (moved, path.clean_estimate(x, velocity, t)), None
 
+    treedef = jax.tree.structure(noise)
     start = (noise, jax.tree.map(jnp.zeros_like, noise))
-    keys = jax.random.split(rng, times.shape[0] - 1)
-    (x, _), _ = jax.lax.scan(step, start, (times[:-1], times[1:], keys))
+    before, after = (jax.tree.map(lambda t, s=s: t[s], times) for s in _ENDS)
+    keys = jax.random.split(rng, len(jax.tree.leaves(before)[0]))
+    (x, _), _ = jax.lax.scan(step, start, (before, after, keys))
     return x
 
 
-def _add_noise(tree: Tree, scale: Float[Array, ""], rng: PRNGKeyArray) -> Tree:
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(rng, len(leaves))
-    noisy = [
-        leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return treedef.unflatten(noisy)
+def _advance(overshoot: float) -> Callable:
+    """Return eqs. 1-4 for one leaf."""
+
+    def advance(x: Array, v: Array, t0: Array, t1: Array, key: PRNGKeyArray) -> Array:
+        further, a, b = overshoot_coefficients(t0, t1, overshoot)
+        x = a * (x - further * v)
+        return x + b * jax.random.normal(key, x.shape, x.dtype) if overshoot else x
+
+    return advance

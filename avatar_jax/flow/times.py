@@ -17,10 +17,19 @@ def shift_times(t: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
 
 
 def sample_times(
-    rng: PRNGKeyArray, batch: int, *, shift: float = 1.0
+    rng: PRNGKeyArray, batch: int, *, shift: float = 1.0, even: float = 0.0
 ) -> Float[Array, " B"]:
-    """Draw one time per sample: logit-normal(0, 1), then shifted (Avatar V 3.1)."""
-    return shift_times(jax.nn.sigmoid(jax.random.normal(rng, (batch,))), shift)
+    """Draw one time per sample: logit-normal(0, 1), then shifted (Avatar V 3.1).
+
+    Args:
+      even: share of samples whose time is drawn evenly from [0, 1] instead. Few steps
+        begin where the others are rare: at almost no noise, at almost nothing else.
+    """
+    normal_rng, even_rng, coin_rng = jax.random.split(rng, 3)
+    drawn = jax.nn.sigmoid(jax.random.normal(normal_rng, (batch,)))
+    evenly = jax.random.uniform(even_rng, (batch,))
+    is_even = jax.random.bernoulli(coin_rng, even, (batch,))
+    return jnp.where(is_even, evenly, shift_times(drawn, shift))
 
 
 def schedule(num_steps: int, *, shift: float = 1.0) -> Float[Array, " times"]:

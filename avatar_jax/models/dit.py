@@ -84,7 +84,9 @@ class AvatarDiT(nn.Module):
 
         layers = (self.blocks, reference.k, reference.v)
         x, _ = jax.lax.scan(self._remat(body), x, layers)
-        return self._read_out(x, cells, noisy, t, time)
+        own_time = t if conditions.motion_time is None else conditions.motion_time
+        times = VideoMotion(t, own_time if self.cfg.motion_width else None)
+        return self._read_out(x, cells, noisy, times, time, context.motion)
 
     def cache_reference(
         self, reference: Reference, null_text: Float[Array, "B L M"] | None
@@ -131,8 +133,9 @@ class AvatarDiT(nn.Module):
         x: Float[Array, "B T D"],
         cells: Float[Array, "B F H W I"],
         noisy: VideoMotion,
-        t: Float[Array, " B"],
+        times: VideoMotion,
         time: Float[Array, "B D"],
+        motion_tokens: Float[Array, "B F 4 D"] | None,
     ) -> VideoMotion:
         """Turn the generated rows into velocities of latents and of motion codes."""
         cfg = self.cfg
@@ -149,11 +152,11 @@ class AvatarDiT(nn.Module):
         out = VideoMotion(latents=latents.astype(jnp.float32))
         if cfg.motion_width:
             pooled = rearrange(x, "B (F P) D -> B F P D", F=frames)
-            codes = self.motion_head(pooled).astype(jnp.float32)
+            codes = self.motion_head(pooled, motion_tokens).astype(jnp.float32)
             out = out.replace(motion=codes)
         if cfg.prediction == "velocity":
             return out
-        return _velocity_of_clean(noisy, out, t, cfg.time_floor)
+        return _velocity_of_clean(noisy, out, times, cfg.time_floor)
 
     def _example_reference(self, noisy: VideoMotion) -> Reference:
         """Return one empty reference latent, so that `init` makes every parameter."""
@@ -171,7 +174,7 @@ class AvatarDiT(nn.Module):
 
 
 def _velocity_of_clean(
-    noisy: VideoMotion, output: VideoMotion, t: Float[Array, " B"], floor: float
+    noisy: VideoMotion, output: VideoMotion, times: VideoMotion, floor: float
 ) -> VideoMotion:
     """Read the output as a clean estimate, preconditioned; return its velocity.
 
@@ -183,11 +186,11 @@ def _velocity_of_clean(
     floor is there as the quotient loses its digits at 0.
     """
     noisy = noisy.replace(motion=None if output.motion is None else noisy.motion)
-    variance = jnp.square(1 - t) + jnp.square(t)
-    skip, scale = (1 - t) / variance, t * jax.lax.rsqrt(variance)
 
-    def divide(x: Array, out: Array) -> Array:
+    def divide(x: Array, out: Array, t: Float[Array, " B"]) -> Array:
+        variance = jnp.square(1 - t) + jnp.square(t)
+        skip, scale = (1 - t) / variance, t * jax.lax.rsqrt(variance)
         estimate = path.expand(skip, x) * x + path.expand(scale, x) * out
         return (x - estimate) / path.expand(jnp.maximum(t, floor), x)
 
-    return jax.tree.map(divide, noisy, output)
+    return jax.tree.map(divide, noisy, output, times)

@@ -218,6 +218,8 @@ class Embed(nn.Module):
             raise ValueError("The motion stream is on; give noisy.motion codes.")
         estimate = conditions.motion
         estimate = jnp.zeros_like(noisy.motion) if estimate is None else estimate
+        if conditions.motion_time is not None:
+            time = self._embed_time(conditions.motion_time, conditions.guidance)
         # Codes that equal their estimate are clean, as those of reference rows are.
         codes, estimate = (
             place_prefix_codes(c, conditions) for c in (noisy.motion, estimate)

@@ -3,8 +3,9 @@
 The stream is a target and a condition at once (Avatar V 2.1). What is injected into
 generated rows is the pair (m_t, m^): the noisy codes and the model's own clean
 estimate, zero where there is none; reference rows carry the pair (m, m) of their clean
-codes. The embedding also knows the codes' own time: t on generated rows, 0 on reference
-rows. Convolutions do not cross from one segment of a reference into the next.
+codes. The embedding also knows the codes' own time, that of `Conditions.motion_time` on
+generated rows, 0 on reference rows. Convolutions do not cross from one segment of a
+reference into the next.
 """
 
 import flax.linen as nn
@@ -21,7 +22,10 @@ KERNEL = 3  # frames of each causal convolution
 
 
 class MotionTokens(nn.Module):
-    """Two causal convolutions over frames, then four tokens per latent frame."""
+    """Two causal convolutions over frames, then four tokens per latent frame.
+
+    Attention does not see the order of the four; a learned slot tells each its place.
+    """
 
     width: int
     dtype: jnp.dtype
@@ -52,7 +56,10 @@ class MotionTokens(nn.Module):
         y = jax.nn.silu(y)
         y = CausalConvolution(self.width, self.dtype, name="mix")(y, ids)
         y = y + nn.Dense(self.width, dtype=self.dtype, name="time")(time)[:, None]
-        return rearrange(y, "B (F a) D -> B F a D", a=FRAMES_PER_LATENT)
+        y = rearrange(y, "B (F a) D -> B F a D", a=FRAMES_PER_LATENT)
+        shape = (FRAMES_PER_LATENT, self.width)
+        slots = self.param("slots", nn.initializers.normal(1.0), shape)
+        return y + slots.astype(self.dtype)[None, None]
 
 
 class CausalConvolution(nn.Module):
@@ -113,22 +120,33 @@ class MotionInjection(nn.Module):
 
 
 class MotionHead(nn.Module):
-    """Predict the codes from features pooled over each latent frame."""
+    """Predict each frame's codes from its own token and its latent's pooled rows."""
 
     motion_width: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B F P D"]) -> Float[Array, "B frames Dm"]:
-        """Return four codes per latent frame and one for the first."""
+    def __call__(
+        self, x: Float[Array, "B F P D"], tokens: Float[Array, "B F 4 D"]
+    ) -> Float[Array, "B frames Dm"]:
+        """Return four codes per latent frame and one for the first.
+
+        Args:
+          x: rows after the last block.
+          tokens: of the noisy codes, which rows see only mixed.
+        """
+        width = x.shape[-1]
         pooled = norms.layer_norm(x.mean(2))
-        out = nn.Dense(
-            FRAMES_PER_LATENT * self.motion_width,
+        y = nn.Dense(FRAMES_PER_LATENT * width, dtype=self.dtype, name="pooled")(pooled)
+        y = rearrange(y, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT)
+        y = y + nn.Dense(width, dtype=self.dtype, name="token")(tokens)
+        y = nn.Dense(
+            self.motion_width,
             dtype=self.dtype,
             kernel_init=nn.initializers.zeros,
-            name="projection",
-        )(pooled)
-        codes = rearrange(out, "B F (a Dm) -> B (F a) Dm", a=FRAMES_PER_LATENT)
+            name="codes",
+        )(jax.nn.silu(y))
+        codes = rearrange(y, "B F a Dm -> B (F a) Dm")
         return codes[:, FRAMES_PER_LATENT - 1 :]
 
 

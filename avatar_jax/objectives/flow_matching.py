@@ -13,9 +13,12 @@ With times t, noise e and the path and velocity u of `flow.path`:
 v = (x_t - x^) / max(t, floor). Small models learn lips with it in a fifth of the steps.
 Dropped conditions arrive as such in the batch: which stage it is, the data decide.
 
-Where the network has a motion stream, its codes are noised with the video's t. In
-`self_feeding` of the batches the network is given its own clean estimate of the codes
-(without gradient), as at every sampling step but the first (model.md: closed loop).
+Where the network has a motion stream, its codes are noised with the video's t, or with
+`motion_ahead` with a time of their own that is never later (Choice, against model.md's
+one t: pictures learn to obey codes only where codes know more than noisy pictures
+tell). In `self_feeding` of the batches the network is given its own clean estimate of
+the codes (without gradient), as at every sampling step but the first (model.md: closed
+loop).
 """
 
 import dataclasses
@@ -47,6 +50,8 @@ class FlowMatchingConfig:
       mouth_weight: extra weight of a latent cell that is all mouth.
       face_weight: the same of the face.
       self_feeding: share of batches in which the motion estimate is fed back.
+      motion_ahead: the codes' time is the smaller of t and an even draw from [0, 1].
+      even_times: share of examples whose t is an even draw.
     """
 
     shift: float = 1.0
@@ -57,6 +62,8 @@ class FlowMatchingConfig:
     face_weight: float = 0.0
     motion_weight: float = 0.1
     self_feeding: float = 0.5
+    motion_ahead: bool = False
+    even_times: float = 0.0
 
     def __post_init__(self) -> None:
         if self.loss_space not in ("velocity", "clean"):
@@ -111,12 +118,17 @@ class FlowMatching:
         rng: PRNGKeyArray,
     ) -> FlowBatch:
         """Draw times and noise for the whole batch and weigh its cells (eq. 3)."""
-        time_rng, noise_rng, coin_rng = jax.random.split(rng, 3)
-        x = self._clean(batch)
-        t = times.sample_times(time_rng, len(x.latents), shift=self.config.shift)
+        cfg = self.config
+        time_rng, ahead_rng, noise_rng, coin_rng = jax.random.split(rng, 4)
+        x, conditions = self._clean(batch), batch.conditions
+        t = times.sample_times(
+            time_rng, len(x.latents), shift=cfg.shift, even=cfg.even_times
+        )
+        if self.motion_width and cfg.motion_ahead:
+            ahead = jnp.minimum(t, jax.random.uniform(ahead_rng, t.shape))
+            conditions = conditions.replace(motion_time=ahead)
         noise = _draw_noise(noise_rng, x)
-        noisy = path.interpolate(x, noise, t)
-        conditions = batch.conditions
+        noisy = path.interpolate(x, noise, _all_times(t, conditions, x))
         if self.motion_width:
             fed = self._feed_back(params, noisy, t, conditions, coin_rng)
             conditions = conditions.replace(motion=fed)
@@ -156,7 +168,8 @@ class FlowMatching:
             velocity = self.model.apply(
                 {"params": params["model"]}, noisy, t, conditions
             )
-            return path.clean_estimate(noisy.motion, velocity.motion, t)
+            own_time = _all_times(t, conditions, noisy).motion
+            return path.clean_estimate(noisy.motion, velocity.motion, own_time)
 
         return jax.lax.cond(
             jax.random.bernoulli(rng, self.config.self_feeding),
@@ -247,7 +260,8 @@ class FlowMatching:
         self, velocity: VideoMotion, prepared: FlowBatch
     ) -> Float[Array, " B"]:
         """Return eq. 5 of each row; 0 where motion is dropped."""
-        target, t, weight = prepared.target.motion, prepared.t, prepared.motion_weight
+        target, weight = prepared.target.motion, prepared.motion_weight
+        t = _all_times(prepared.t, prepared.conditions, prepared.target).motion
         error = self._error(velocity.motion, target, t).mean(-1)
         # c^ - c = -t (v - u), of eq. 3 in `flow.path`
         off = path.expand(t, target) * (velocity.motion.astype(jnp.float32) - target)
@@ -259,6 +273,14 @@ class FlowMatching:
     def count_tokens(self, batch: Clip) -> int:
         """Count generated tokens; condition rows are not counted."""
         return batch.target.latents[..., 0].size // self.patch**2
+
+
+def _all_times(
+    t: Float[Array, " B"], conditions: Conditions, like: VideoMotion
+) -> VideoMotion:
+    """Return the times of latents and codes; None for codes that are not there."""
+    own = t if conditions.motion_time is None else conditions.motion_time
+    return VideoMotion(t, None if like.motion is None else own)
 
 
 def _draw_noise(rng: PRNGKeyArray, x: VideoMotion) -> VideoMotion:

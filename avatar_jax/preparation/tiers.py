@@ -29,6 +29,10 @@ _FACES_TOGETHER = 32  # clips embedded in one call
 
 # Frames of several clips, `B Y X 3` uint8 -> unit face embeddings `B I`.
 FaceEncoder = Callable[[UInt8[np.ndarray, "B Y X 3"]], Float[np.ndarray, "B I"]]
+# Frames of a clip -> motion codes, in the units of the known ones.
+MotionReader = Callable[
+    [UInt8[np.ndarray, "frames Y X 3"]], Float[np.ndarray, "frames Dm"]
+]
 
 
 @contextmanager
@@ -94,6 +98,7 @@ def add_features(
     speech: SpeechEncoder,
     text: TextEncoder,
     motion: Mapping[str, Float[np.ndarray, "frames Dm"]] | None = None,
+    motion_reader: MotionReader | None = None,
     identity: tuple[FaceEncoder, int] | None = None,
 ) -> None:
     """Add the clips_features tier to every split of a dataset's clips_media.
@@ -101,11 +106,15 @@ def add_features(
     Args:
       speech: sees each clip at a loudness of -16 LUFS.
       motion: motion codes by key, where they are known.
+      motion_reader: of a reference's codes, as at sampling; not used without `motion`.
       identity: encoder of face embeddings, and its width.
     """
     width = next(iter(motion.values())).shape[1] if motion else 0
+    reader = motion_reader if motion else None
     schema = records.features_schema(
-        motion_width=width, identity_width=identity[1] if identity else 0
+        motion_width=width,
+        motion_read=reader is not None,
+        identity_width=identity[1] if identity else 0,
     )
 
     def convert(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,9 +130,8 @@ def add_features(
     target = records.tier_directory(directory, records.FEATURES)
     for split in list_splits(directory):
         with read_media(directory, split, "features") as source:
-            examples = map(convert, source)
-            if identity is not None:
-                examples = _embed_all(source, identity[0], convert)
+            encoder = identity[0] if identity else None
+            examples = _convert_all(source, convert, encoder, reader)
             records.write_tier(target, split, schema, examples)
     records.write_null_text(directory, text([""])[0])
     if motion:
@@ -132,17 +140,28 @@ def add_features(
         records.write_motion_scale(directory, scale)
 
 
-def _embed_all(
-    source, identity: FaceEncoder, convert: Callable
+def _convert_all(
+    source, convert: Callable, encoder: FaceEncoder | None, reader: MotionReader | None
 ) -> Iterator[dict[str, Any]]:
-    """Add to each record the mean embedding of frames spread over its clip."""
+    """Convert records, and add what networks see in their frames, decoded once."""
     for several in _batched(source, _FACES_TOGETHER):
-        frames = [_spread(decode.decode_bytes(record["video"])) for record in several]
-        rows = identity(np.concatenate(frames))
-        for record, own in zip(several, np.split(rows, len(several)), strict=True):
-            mean = own.mean(axis=0)
-            unit = mean / max(float(np.linalg.norm(mean)), 1e-6)
-            yield convert(record) | {"identity": unit.astype(np.float32)}
+        examples, faces = [], []
+        for record in several:
+            example, frames = convert(record), decode.decode_bytes(record["video"])
+            if reader is not None:
+                example["motion_read"] = reader(frames).astype(np.float32)
+            examples.append(example)
+            faces.append(_spread(frames))
+        if encoder is not None:
+            rows = np.split(encoder(np.concatenate(faces)), len(faces))
+            for example, own in zip(examples, rows, strict=True):
+                example["identity"] = _mean_unit(own)
+        yield from examples
+
+
+def _mean_unit(rows: Float[np.ndarray, "B I"]) -> Float[np.ndarray, " I"]:
+    mean = rows.mean(axis=0)
+    return (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)
 
 
 def _spread(

@@ -48,12 +48,19 @@ class Card:
     num_steps: int = 24
     overshoot: float = 0.0
     audio_guidance: float = 1.0
+    shift: float = 1.0
+    motion_lead: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.overshoot < 0 or self.audio_guidance < 1:
             raise ValueError(
                 f"num_steps={self.num_steps}, overshoot={self.overshoot}, "
                 f"audio_guidance={self.audio_guidance}; use at least 1, 0 and 1."
+            )
+        if not (self.shift > 0 and self.motion_lead >= 1):
+            raise ValueError(
+                f"shift={self.shift}, motion_lead={self.motion_lead}; use above 0 and "
+                "at least 1."
             )
 
     def to_metadata(self) -> dict:
@@ -87,12 +94,14 @@ def choose_settings(
     overshoot: float | None = None,
     audio_guidance: float | None = None,
     text_guidance: float = 1.0,
-    shift: float = 1.0,
+    shift: float | None = None,
+    motion_lead: float | None = None,
 ) -> chunk.Settings:
     """Return the sampler's settings; what is None is the weights' own choice."""
     return chunk.Settings(
         num_steps=card.num_steps if num_steps is None else num_steps,
-        shift=shift,
+        shift=card.shift if shift is None else shift,
+        motion_lead=card.motion_lead if motion_lead is None else motion_lead,
         overshoot=card.overshoot if overshoot is None else overshoot,
         scales=guidance.Scales(
             audio=card.audio_guidance if audio_guidance is None else audio_guidance,

@@ -44,8 +44,9 @@ def latents_of(n, length, height=H):
     }
 
 
-def features_of(n, length, person, scene):
+def features_of(n, length, person, scene, *, motion_read=False):
     frames = 4 * (length - 1) + 1
+    codes = SCALE[1] * coded(n, frames, DM).astype(np.float32)
     identity = np.zeros(DI, np.float32)
     identity[n % DI] = 1
     return {
@@ -54,22 +55,37 @@ def features_of(n, length, person, scene):
         "scene": scene,
         "speech": coded(n, frames, DA),
         "text": np.full((L, DT), n + 1, np.float16),
-        "motion": SCALE[0] + SCALE[1] * coded(n, frames, DM).astype(np.float32),
+        "motion": SCALE[0] + codes,
+        **({"motion_read": SCALE[0] - codes} if motion_read else {}),
         "identity": identity,
     }
 
 
 def write_dataset(
-    folder, split="train", lengths=LENGTHS, height=H, first=0, scenes=SCENES
+    folder,
+    split="train",
+    lengths=LENGTHS,
+    height=H,
+    first=0,
+    scenes=SCENES,
+    motion_read=False,
 ):
-    """Latent i of clip n is 100 n + i everywhere; audio and motion row j 100 n + j."""
+    """Latent i of clip n is 100 n + i everywhere; audio and motion row j 100 n + j.
+
+    Motion as a network read it, where it is stored, is the negative of that.
+    """
     clips = list(enumerate(lengths, first))
     tier = records.tier_directory(folder, records.LATENTS, "dct64")
     latents = (latents_of(n, length, height) for n, length in clips)
     records.write_tier(tier, split, records.latents_schema(), latents)
-    schema = records.features_schema(motion_width=DM, identity_width=DI)
+    schema = records.features_schema(
+        motion_width=DM, motion_read=motion_read, identity_width=DI
+    )
     tier = records.tier_directory(folder, records.FEATURES)
-    features = (features_of(n, f, *scenes[n % len(scenes)]) for n, f in clips)
+    features = (
+        features_of(n, f, *scenes[n % len(scenes)], motion_read=motion_read)
+        for n, f in clips
+    )
     records.write_tier(tier, split, schema, features)
     records.write_null_text(folder, np.zeros((L, DT), np.float32))
     records.write_motion_scale(folder, SCALE)
@@ -77,8 +93,8 @@ def write_dataset(
 
 
 def make(folder, *, process_index=0, process_count=1, **fields):
-    fields = {"buckets": ((5, 4, 1.0),), **fields}
-    config = pipeline.PipelineConfig(directories=(folder,), **fields)
+    fields = {"directories": (folder,), "buckets": ((5, 4, 1.0),), **fields}
+    config = pipeline.PipelineConfig(**fields)
     return pipeline.make_dataset(
         config, process_index=process_index, process_count=process_count
     )

@@ -92,26 +92,47 @@ def test_segments_come_from_other_clips_of_the_person_in_other_scenes(pairs):
 
 
 def test_the_share_of_other_scenes_rises_until_only_they_are_left(folder):
-    batches = take(make(folder, **{**ALL, **change(cross_scene_from=200)}), 80)
+    batches = take(make(folder, **{**ALL, **change(cross_scene_from=50)}), 80)
+    early, late = other_scenes(batches[:25]), other_scenes(batches[50:])
+    assert 0.05 < early.mean() < 0.5 and late.all()
+
+
+def other_scenes(batches):
+    """Whether the first segment is of another scene, where there is a choice."""
     clips, reference = joined(batches)
-    source = sources_of(reference)[:, 0]
-    both = np.isin(clips, range(11))  # people of two scenes, clips long enough
-    other = np.array([SCENE[a] != SCENE[b] for a, b in zip(clips, source, strict=True)])
-    alone = np.isin(clips, [10])  # its scene has no other clip that is long enough
-    places = np.arange(len(clips))
-    early, late = (both & ~alone & p for p in (places < 100, places >= 200))
-    assert 0.05 < other[early].mean() < 0.5 and other[late].all()
+    pairs = zip(clips, sources_of(reference)[:, 0], strict=True)
+    # People of two scenes; the scene of clip 10 has no other that is long enough.
+    return np.array([SCENE[a] != SCENE[b] for a, b in pairs if a < 10])
+
+
+def test_buckets_and_datasets_of_any_share_come_to_other_scenes_at_one_step(folder):
+    shares = {
+        "directories": (folder, folder),
+        "weights": (0.75, 0.25),
+        "buckets": ((5, 4, 0.8), (3, 8, 0.2)),
+    }
+    fields = {**ALL, **shares, **change(cross_scene_from=60)}
+    batches = take(make(folder, **fields), 120)
+    # A batch comes up to five steps, one in a bucket's share, before or after its time.
+    for latents in (5, 3):
+        early, nearly, late = (
+            other_scenes(
+                [b for b in batches[steps] if b.target.latents.shape[1] == latents]
+            )
+            for steps in (slice(30), slice(30, 55), slice(65, None))
+        )
+        assert 0.05 < early.mean() < 0.45 < nearly.mean() < 1 and late.all()
 
 
 def test_a_first_example_is_of_the_same_scene_and_a_late_one_never():
     config = references.ReferenceConfig(LATENTS, cross_scene_from=10)
     draws = np.linspace(0, 0.999, 200).tolist()
     shares = [
-        np.mean([references.is_cross_scene(place, config, draw) for draw in draws])
-        for place in (0, 4, 9, 100)
+        np.mean([references.is_cross_scene(step, config, draw) for draw in draws])
+        for step in (0.0, 5.0, 10.0, 100.0)
     ]
-    np.testing.assert_allclose(shares, [0.1, 0.5, 1, 1], atol=0.01)
-    assert references.is_cross_scene(0, references.ReferenceConfig(LATENTS), 0.999)
+    np.testing.assert_allclose(shares, [0, 0.5, 1, 1], atol=0.01)
+    assert references.is_cross_scene(0.0, references.ReferenceConfig(LATENTS), 0.999)
 
 
 def test_rows_of_latents_speech_and_motion_belong_together(pairs):
@@ -166,13 +187,14 @@ def test_how_much_is_shown_varies_and_what_is_beyond_is_invalid(folder):
     np.testing.assert_allclose((count == total).mean(), share, atol=0.08)
 
 
-def test_noise_on_motion_has_the_size_asked_for_and_touches_nothing_else(folder):
-    plain, noisy = (
-        joined(take(make(folder, **{**ALL, **change(motion_noise=sigma)}), 10))[1]
-        for sigma in (0.0, 0.3)
-    )
-    np.testing.assert_allclose((noisy.motion - plain.motion).std(), 0.3, rtol=0.1)
-    assert_same(noisy.replace(motion=plain.motion), plain)
+def test_a_reference_moves_as_was_read_and_its_target_as_is_exact(folder, tmp_path):
+    seen = write_dataset(tmp_path / "seen", lengths=LENGTHS, motion_read=True)
+    both = (take(make(f, **ALL), 10) for f in (folder, seen))
+    for exact, read in zip(*both, strict=True):
+        was, told = exact.conditions.reference, read.conditions.reference
+        np.testing.assert_array_equal(told.motion, -was.motion)
+        unread = read.conditions.replace(reference=told.replace(motion=was.motion))
+        assert_same(read.replace(conditions=unread), exact)
 
 
 def test_conditions_are_dropped_at_their_rates_and_together(folder):
@@ -203,7 +225,7 @@ def test_conditions_are_dropped_at_their_rates_and_together(folder):
 
 
 def test_pairs_are_the_same_at_a_place_after_a_resume_and_in_any_process(folder):
-    fields = {**change(whole=0.5, cross_scene_from=40, motion_noise=0.2)}
+    fields = {**change(whole=0.5, cross_scene_from=10)}
     fields |= {"buckets": ((5, 4, 0.7), (3, 2, 0.3))}
     fields["reference"] = dataclasses.replace(fields["reference"], segments=(1, 2))
     iterator = iter(make(folder, **fields))

@@ -63,6 +63,32 @@ def test_solver_hands_the_previous_clean_estimate_on():
     assert seen == [0.0, 4.0]
 
 
+def test_leaves_with_times_of_their_own_move_as_if_alone():
+    noise = jax.random.normal(jax.random.key(3), (2, 16, 1))
+    runs = [times.schedule(8), times.schedule(8, shift=0.25)]
+    together = solver.solve(
+        lambda x, t, estimate: [
+            gaussian_velocity(*pair, None) for pair in zip(x, t, strict=True)
+        ],
+        list(noise),
+        runs,
+        rng=jax.random.key(0),
+    )
+    for leaf, run, sample in zip(noise, runs, together, strict=True):
+        alone = solver.solve(gaussian_velocity, leaf, run, rng=jax.random.key(0))
+        np.testing.assert_allclose(sample, alone, rtol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+def test_a_share_of_the_times_is_even():
+    drawn = times.sample_times(jax.random.key(0), 40_000, shift=2.5, even=0.4)
+    for edge, least in ((0.1, 0.04), (0.9, 0.04 + 0.6 * 0.1)):
+        share = np.mean(drawn < edge if edge < 0.5 else drawn > edge)
+        assert share > least * 0.9
+    plain = times.sample_times(jax.random.key(0), 40_000, shift=2.5)
+    assert np.mean(plain < 0.1) < 0.005
+
+
 def test_shift_keeps_the_ends_and_moves_towards_noise():
     plain, shifted = times.schedule(8), times.schedule(8, shift=5.0)
     np.testing.assert_allclose(shifted[jnp.array([0, -1])], [1.0, 0.0])

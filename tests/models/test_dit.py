@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dit_cases import (
+    DM,
     FULL,
     HEARING,
     PLAIN,
@@ -22,7 +23,7 @@ from dit_cases import (
 )
 
 from avatar_jax import checkpoint
-from avatar_jax.models import dit, sizes, tokens
+from avatar_jax.models import dit, motion, sizes, tokens
 from avatar_jax.types import Conditions, VideoMotion, drop_reference
 
 T = jnp.array([0.3, 0.7])
@@ -219,6 +220,33 @@ def test_dropped_motion_is_null_whatever_the_codes(full):
     two = run(model, params, louder, T, other)
     chex.assert_trees_all_equal(one.latents[1], two.latents[1])
     assert float(jnp.abs(one.latents[0] - two.latents[0]).max()) > 1e-3
+
+
+def test_the_four_codes_of_a_latent_know_their_places():
+    embed = motion.MotionTokens(16, jnp.dtype("float32"))
+    codes, time = jnp.ones((1, 12, DM)), jnp.zeros((1, 16))
+    ids = jnp.zeros((1, 3), int)
+    tokens_of, _ = embed.init_with_output(jax.random.key(0), codes, codes, time, ids)
+    last = tokens_of[0, -1]  # codes that never change: places alone tell them apart
+    apart = jnp.linalg.norm(last[:, None] - last[None], axis=-1)
+    assert (apart + 9 * jnp.eye(4)).min() > 1
+
+
+def test_codes_have_the_time_of_the_video_unless_told_another(full):
+    model, params = full
+    conditions, noisy = make_conditions(), make_noisy()
+    plain = run(model, params, noisy, T, conditions)
+    same = run(model, params, noisy, T, conditions.replace(motion_time=T))
+    chex.assert_trees_all_close(plain, same, atol=1e-6)
+    other = run(model, params, noisy, T, conditions.replace(motion_time=T / 2))
+    assert np.abs(other.latents - plain.latents).max() > 1e-4
+    # Read at its own time: an output of zero is the linear guess at T / 2.
+    still = jax.tree.map(jnp.zeros_like, params)
+    guess = run(model, still, noisy, T, conditions.replace(motion_time=T / 2))
+    t = (T / 2)[:, None, None]
+    skip = (1 - t) / ((1 - t) ** 2 + t**2)
+    expected = (1 - skip) * noisy.motion / t
+    np.testing.assert_allclose(guess.motion, expected, rtol=1e-4)
 
 
 def test_a_dropped_reference_is_as_none_at_all(full):

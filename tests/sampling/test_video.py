@@ -5,6 +5,7 @@ import functools
 import itertools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,13 @@ from avatar_jax.flow import guidance
 from avatar_jax.models.codec import DCTCodec
 from avatar_jax.models.dit import AvatarDiT
 from avatar_jax.sampling import chunk, video
-from avatar_jax.types import Reference, ReferenceCache, count_frames
+from avatar_jax.types import (
+    Conditions,
+    Reference,
+    ReferenceCache,
+    VideoMotion,
+    count_frames,
+)
 
 SETTINGS = chunk.Settings(num_steps=2)
 BATCH, SIDE = 3, 2  # latent rows and columns
@@ -151,6 +158,40 @@ def test_guidance_moves_the_sample_away_from_the_silent_one():
     plain = next(sample(plan))
     guided = next(sample(plan, settings=chunk.Settings(num_steps=2, scales=scales)))
     assert np.isfinite(guided).all() and not np.allclose(plain, guided)
+
+
+def test_codes_run_ahead_and_are_not_guided():
+    seen = []
+
+    class Recorder(nn.Module):
+        def __call__(self, x, t, told):
+            seen.append((t, told.motion_time))
+            loud = 1.0 if told.audio_valid is None else 2.0
+            return VideoMotion(loud * x.latents, loud * x.motion)
+
+    noise = VideoMotion(jnp.ones((1, 2, 1, 1, 1)), jnp.ones((1, 5, 1)))
+    passes = chunk.Passes(
+        full=Conditions(), without_audio=Conditions(audio_valid=jnp.zeros(1, bool))
+    )
+    settings = chunk.Settings(
+        num_steps=1, scales=guidance.Scales(audio=3.0), motion_lead=4.0
+    )
+    with jax.disable_jit():
+        sample = chunk.sample_chunk(
+            Recorder(),
+            {},
+            noise,
+            passes,
+            jnp.array([1.0, 0.5]),
+            jax.random.key(0),
+            settings,
+        )
+    (t, own), *_ = seen
+    np.testing.assert_allclose([*t, *own], 1)
+    # From 1 to 1/2 of the video is from 1 to 1/5 of codes that lead by 4.
+    np.testing.assert_allclose(sample.motion, 1 - 0.8 * 1, rtol=1e-6)
+    guided = 1 + 2 * (1 - 2)
+    np.testing.assert_allclose(sample.latents, 1 - 0.5 * guided, rtol=1e-6)
 
 
 def test_streamed_decoding_equals_decoding_whole():

@@ -1,0 +1,118 @@
+"""Whom generated videos show, among the people whose clips training has seen.
+
+People are compared by `metrics.likeness`, in face boxes that are tracked in every video
+in the same way. The clip that a video was given as its reference is not among the clips
+it is compared with, where the person has others.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from avatar_jax.data import records
+from avatar_jax.evaluation import clip_cases, mouth
+from avatar_jax.evaluation.clip_cases import ClipCase
+from avatar_jax.evaluation.metrics import likeness
+from avatar_jax.media import decode
+
+MEANING = {
+    "identity_top1": "share of generated videos most like their own person",
+    "identity_ceiling": "the same of the true clips",
+    "identity_swapped": "given another's reference: share most like that other",
+}
+_CLIPS = 24  # of each person, at most
+_LOOKED_AT = np.s_[:75:3]  # frames of a clip: tracking takes its time
+
+Row = Float[np.ndarray, " cases"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gallery:
+    """Train clips as `metrics.likeness` describes them, by person and by key."""
+
+    clips: Mapping[str, Mapping[str, Float[np.ndarray, " D"]]]
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """The people, in order."""
+        return tuple(sorted(self.clips))
+
+    def describe(self, *, without: str) -> Float[np.ndarray, "people D"]:
+        """Describe each person by the mean of their clips; one key may not count."""
+        rows = []
+        for person in self.people:
+            own = self.clips[person]
+            others = [looks for key, looks in own.items() if key != without]
+            rows.append(np.mean(others or list(own.values()), axis=0))
+        return np.stack(rows)
+
+
+def read_gallery(dataset: Path) -> Gallery | None:
+    """Describe up to `_CLIPS` train clips of each person; None: there is one alone."""
+    tier = records.read_tier(records.tier_directory(dataset, records.MEDIA), "train")
+    by_person: dict[str, list[dict]] = {}
+    for _, record in clip_cases.readable(tier, len(tier)):
+        by_person.setdefault(record["person"], []).append(record)
+    if len(by_person) < 2:
+        return None
+    clips = {}
+    for person, own in by_person.items():
+        spread = np.unique(np.linspace(0, len(own) - 1, _CLIPS).round().astype(int))
+        clips[person] = {
+            own[i]["key"]: _look(
+                decode.decode_bytes(own[i]["video"]), own[i]["face_boxes"]
+            )
+            for i in spread
+        }
+    return Gallery(clips)
+
+
+def find_people(
+    cases: Sequence[ClipCase], swapped: Sequence[ClipCase], gallery: Gallery
+) -> dict[str, Row]:
+    """Return for each case whether the right person is found, 1 or 0, as `MEANING`.
+
+    Args:
+      swapped: the same cases with the references of their `swapped.mp4`; may be empty.
+    """
+
+    rows = {
+        "identity_top1": _find(cases, gallery, "generated"),
+        "identity_ceiling": _find(cases, gallery, None),
+    }
+    if swapped:
+        rows["identity_swapped"] = _find(swapped, gallery, "swapped")
+    return rows
+
+
+def _find(cases: Sequence[ClipCase], gallery: Gallery, name: str | None) -> Row:
+    """Say in which cases the person of the reference is the nearest to a video.
+
+    Args:
+      name: of the video; None: the truth.
+    """
+    found = []
+    for case in cases:
+        if name is None:
+            looks = _look(case.truth, case.boxes)
+        else:
+            # A generated head rests where the still has it.
+            looks = _look(clip_cases.read_video(case, name), case.still_box)
+        known = gallery.describe(without=case.reference.key)
+        nearest = likeness.distances(looks[None], known)[0].argmin()
+        found.append(gallery.people[nearest] == case.reference.person)
+    return np.array(found, float)
+
+
+def _look(
+    frames: UInt8[np.ndarray, "frames Y X 3"],
+    recorded: Float[np.ndarray, "... 4"],
+) -> Float[np.ndarray, " D"]:
+    """Describe a video in boxes tracked in it, or in those recorded."""
+    recorded = np.broadcast_to(recorded, (len(frames), 4))[_LOOKED_AT]
+    frames = frames[_LOOKED_AT]
+    boxes = mouth.track_face(frames)
+    return likeness.describe(frames, recorded if boxes is None else boxes)
