@@ -74,7 +74,6 @@ def get_config() -> ml_collections.ConfigDict:
         sync=0.1,
         perceptual=5.0,
         ramp_steps=1_300,
-        largest_time=0.7,
         clips=6,
     )
     rates = optimizer.OptimizerConfig(
@@ -86,8 +85,8 @@ def get_config() -> ml_collections.ConfigDict:
         "objective": dataclasses.asdict(objective),
         "human": dataclasses.asdict(human),
         "optimizer": dataclasses.asdict(rates),
-        "preview": {"num_batches": 4, "num_clips": 4, "num_steps": 4},
-        "cases": {"num_people": 8, "num_steps": 4},
+        "preview": {"num_batches": 4, "num_clips": 4, "num_steps": 8},
+        "cases": {"num_people": 8, "num_steps": 8},
         "sampler": {"num_steps": 8, "overshoot": 1.0, "audio_guidance": 1.75}
         | {"reference_latents": 24, "motion_lead": 4.0},
     }

@@ -143,8 +143,16 @@ def _choose_codes(record: Record) -> Float[np.ndarray, "frames Dm"] | None:
 
 
 def mean_identity(records: Sequence[Record]) -> Float[np.ndarray, " I"] | None:
-    """Average the clips' face embeddings to a unit vector."""
+    """Average the clips' face embeddings."""
     if records[0].identity is None:
         return None
-    mean = np.mean([record.identity for record in records], axis=0)
-    return (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)
+    return mean_direction(np.stack([record.identity for record in records]))
+
+
+def mean_direction(
+    rows: Float[np.ndarray, "*lead rows D"],
+) -> Float[np.ndarray, "*lead D"]:
+    """Return the mean of unit vectors, scaled to length 1 again."""
+    mean = rows.mean(axis=-2)
+    length = np.linalg.norm(mean, axis=-1, keepdims=True)
+    return (mean / np.maximum(length, 1e-6)).astype(rows.dtype)

@@ -22,6 +22,9 @@ MEANING = {
     "identity_top1": "share of generated videos most like their own person",
     "identity_ceiling": "the same of the true clips",
     "identity_swapped": "given another's reference: share most like that other",
+    "identity_distance": "generated to its own person, as `metrics.likeness`",
+    "identity_distance_ceiling": "the same of the true clips",
+    "identity_distance_others": "the true clips to the nearest other person",
 }
 _CLIPS = 24  # of each person, at most
 _LOOKED_AT = np.s_[:75:3]  # frames of a clip: tracking takes its time
@@ -78,23 +81,30 @@ def find_people(
     Args:
       swapped: the same cases with the references of their `swapped.mp4`; may be empty.
     """
-
+    own, other = _compare(cases, gallery, "generated")
+    own_true, other_true = _compare(cases, gallery, None)
     rows = {
-        "identity_top1": _find(cases, gallery, "generated"),
-        "identity_ceiling": _find(cases, gallery, None),
+        "identity_top1": (own < other).astype(float),
+        "identity_ceiling": (own_true < other_true).astype(float),
+        "identity_distance": own,
+        "identity_distance_ceiling": own_true,
+        "identity_distance_others": other_true,
     }
     if swapped:
-        rows["identity_swapped"] = _find(swapped, gallery, "swapped")
+        lent, other = _compare(swapped, gallery, "swapped")
+        rows["identity_swapped"] = (lent < other).astype(float)
     return rows
 
 
-def _find(cases: Sequence[ClipCase], gallery: Gallery, name: str | None) -> Row:
-    """Say in which cases the person of the reference is the nearest to a video.
+def _compare(
+    cases: Sequence[ClipCase], gallery: Gallery, name: str | None
+) -> tuple[Row, Row]:
+    """Return how far videos are from their reference's person, and the nearest other.
 
     Args:
       name: of the video; None: the truth.
     """
-    found = []
+    rows = []
     for case in cases:
         if name is None:
             looks = _look(case.truth, case.boxes)
@@ -102,9 +112,10 @@ def _find(cases: Sequence[ClipCase], gallery: Gallery, name: str | None) -> Row:
             # A generated head rests where the still has it.
             looks = _look(clip_cases.read_video(case, name), case.still_box)
         known = gallery.describe(without=case.reference.key)
-        nearest = likeness.distances(looks[None], known)[0].argmin()
-        found.append(gallery.people[nearest] == case.reference.person)
-    return np.array(found, float)
+        apart = likeness.distances(looks[None], known)[0]
+        own = gallery.people.index(case.reference.person)
+        rows.append((apart[own], np.delete(apart, own).min()))
+    return tuple(np.array(rows).T)
 
 
 def _look(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from avatar_jax.data import references
 from avatar_jax.evaluation import demo_cases
 from avatar_jax.evaluation.judge_frames import codec_round_trip, people_of
 from avatar_jax.evaluation.metrics import identity, style
@@ -105,7 +106,7 @@ def make_gallery(
     return Gallery(
         people=tuple(chosen),
         known=Seen(
-            identity.mean_direction(np.stack([seen.faces for seen in looked])),
+            references.mean_direction(np.stack([seen.faces for seen in looked])),
             np.stack([seen.styles.mean(axis=0) for seen in looked]),
         ),
         whitening=style.fit_whitening(
@@ -116,7 +117,7 @@ def make_gallery(
 
 def look(videos: Sequence[Video], by: Judges) -> Seen:
     """Ask both judges about each video."""
-    faces = [identity.mean_direction(by.identity.embed(frames)) for frames in videos]
+    faces = [references.mean_direction(by.identity.embed(frames)) for frames in videos]
     return Seen(np.stack(faces), look_at_styles(videos, by.motion))
 
 

@@ -19,6 +19,7 @@ from avatar_jax.nn import attention, norms
 from avatar_jax.types import FRAMES_PER_LATENT
 
 KERNEL = 3  # frames of each causal convolution
+HEAD_KERNEL = 9  # frames of each convolution of the head, half of them later ones
 
 
 class MotionTokens(nn.Module):
@@ -120,7 +121,10 @@ class MotionInjection(nn.Module):
 
 
 class MotionHead(nn.Module):
-    """Predict each frame's codes from its own token and its latent's pooled rows."""
+    """Predict each frame's codes from its own token and its latent's pooled rows.
+
+    Two convolutions look at the frames around it: codes are smooth in time.
+    """
 
     motion_width: int
     dtype: jnp.dtype
@@ -140,14 +144,16 @@ class MotionHead(nn.Module):
         y = nn.Dense(FRAMES_PER_LATENT * width, dtype=self.dtype, name="pooled")(pooled)
         y = rearrange(y, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT)
         y = y + nn.Dense(width, dtype=self.dtype, name="token")(tokens)
-        y = nn.Dense(
-            self.motion_width,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.zeros,
-            name="codes",
+        y = rearrange(y, "B F a D -> B (F a) D")[:, FRAMES_PER_LATENT - 1 :]
+        zeros = nn.initializers.zeros
+        around = (HEAD_KERNEL,)
+        mixed = nn.Conv(width, around, dtype=self.dtype, name="near")(jax.nn.silu(y))
+        y = y + nn.Conv(width, around, dtype=self.dtype, kernel_init=zeros, name="far")(
+            jax.nn.silu(mixed)
+        )
+        return nn.Dense(
+            self.motion_width, dtype=self.dtype, kernel_init=zeros, name="codes"
         )(jax.nn.silu(y))
-        codes = rearrange(y, "B F a Dm -> B (F a) Dm")
-        return codes[:, FRAMES_PER_LATENT - 1 :]
 
 
 def _shift(

@@ -17,8 +17,8 @@ Where the network has a motion stream, its codes are noised with the video's t, 
 `motion_ahead` with a time of their own that is never later (Choice, against model.md's
 one t: pictures learn to obey codes only where codes know more than noisy pictures
 tell). In `self_feeding` of the batches the network is given its own clean estimate of
-the codes (without gradient), as at every sampling step but the first (model.md: closed
-loop).
+the codes at an earlier time (without gradient), as at every sampling step but the first
+(model.md: closed loop).
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class FlowMatchingConfig:
       mouth_weight: extra weight of a latent cell that is all mouth.
       face_weight: the same of the face.
       self_feeding: share of batches in which the motion estimate is fed back.
-      motion_ahead: the codes' time is the smaller of t and an even draw from [0, 1].
+      motion_ahead: the codes' time is t shifted by an even draw from [0, 1].
       even_times: share of examples whose t is an even draw.
     """
 
@@ -125,12 +125,13 @@ class FlowMatching:
             time_rng, len(x.latents), shift=cfg.shift, even=cfg.even_times
         )
         if self.motion_width and cfg.motion_ahead:
-            ahead = jnp.minimum(t, jax.random.uniform(ahead_rng, t.shape))
+            # The runs of a sampler whose codes lead by 1 / uniform.
+            ahead = times.shift_times(t, jax.random.uniform(ahead_rng, t.shape))
             conditions = conditions.replace(motion_time=ahead)
         noise = _draw_noise(noise_rng, x)
         noisy = path.interpolate(x, noise, _all_times(t, conditions, x))
         if self.motion_width:
-            fed = self._feed_back(params, noisy, t, conditions, coin_rng)
+            fed = self._feed_back(params, x, noise, t, conditions, coin_rng)
             conditions = conditions.replace(motion=fed)
         weight, mouth = self._weigh(batch)
         rows = jnp.mean(jnp.sum(weight, axis=(1, 2, 3, 4)))
@@ -157,24 +158,36 @@ class FlowMatching:
     def _feed_back(
         self,
         params: base.Players,
-        noisy: VideoMotion,
+        x: VideoMotion,
+        noise: VideoMotion,
         t: Float[Array, " B"],
         conditions: Conditions,
         rng: PRNGKeyArray,
     ) -> Float[Array, "B frames Dm"]:
-        """Return the network's own estimate of the codes; zeros for some batches."""
+        """Return the network's earlier estimate of the codes; zeros for some batches.
+
+        It is of a time before t, any, as the estimate of a sampler's last step is.
+        """
+        coin_rng, before_rng = jax.random.split(rng)
+        back = jax.random.uniform(before_rng, t.shape)
 
         def estimate() -> Float[Array, "B frames Dm"]:
-            velocity = self.model.apply(
-                {"params": params["model"]}, noisy, t, conditions
+            before = jax.tree.map(
+                lambda t: t + (1 - t) * back, _all_times(t, conditions, x)
             )
-            own_time = _all_times(t, conditions, noisy).motion
-            return path.clean_estimate(noisy.motion, velocity.motion, own_time)
+            noisy = path.interpolate(x, noise, before)
+            velocity = self.model.apply(
+                {"params": params["model"]},
+                noisy,
+                before.latents,
+                conditions.replace(motion_time=before.motion),
+            )
+            return path.clean_estimate(noisy.motion, velocity.motion, before.motion)
 
         return jax.lax.cond(
-            jax.random.bernoulli(rng, self.config.self_feeding),
+            jax.random.bernoulli(coin_rng, self.config.self_feeding),
             estimate,
-            lambda: jnp.zeros_like(noisy.motion),
+            lambda: jnp.zeros_like(x.motion),
         )
 
     def _weigh(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from avatar_jax.data import records, shards
+from avatar_jax.data import records, references, shards
 from avatar_jax.media import decode, encode, loudness
 from avatar_jax.models.speech import SpeechEncoder
 from avatar_jax.models.text import TextEncoder
@@ -155,13 +155,8 @@ def _convert_all(
         if encoder is not None:
             rows = np.split(encoder(np.concatenate(faces)), len(faces))
             for example, own in zip(examples, rows, strict=True):
-                example["identity"] = _mean_unit(own)
+                example["identity"] = references.mean_direction(own)
         yield from examples
-
-
-def _mean_unit(rows: Float[np.ndarray, "B I"]) -> Float[np.ndarray, " I"]:
-    mean = rows.mean(axis=0)
-    return (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)
 
 
 def _spread(

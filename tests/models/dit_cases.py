@@ -1,6 +1,7 @@
 """A small network with every part on, and random conditions for it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from avatar_jax.types import Conditions, Reference, VideoMotion
 B, F, R, H, W, C = 2, 3, 4, 4, 6, 5  # patch grid 2 x 3
 FRAMES, PREFIX_FRAMES = 4 * (F - 1) + 1, 5
 DM, DA, DR, DT = 7, 11, 9, 8
+T = jnp.array([0.3, 0.7])
 
 FULL = dit.DiTConfig(
     width=24,
@@ -96,3 +98,19 @@ def random_params(cfg, seed=0, scale=0.3):
         )
 
     return model, jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def _jitted(cfg, method):
+    model = dit.AvatarDiT(cfg)
+    return jax.jit(
+        lambda params, *args: model.apply({"params": params}, *args, method=method)
+    )
+
+
+def run(model, params, noisy, t, conditions):
+    return _jitted(model.cfg, None)(params, noisy, t, conditions)
+
+
+def make_cache(model, params, reference, null_text):
+    return _jitted(model.cfg, "cache_reference")(params, reference, null_text)

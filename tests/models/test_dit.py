@@ -1,7 +1,6 @@
 """What the velocity network sees and what it does not (~60 s on 2 cores)."""
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -9,45 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dit_cases import (
-    DM,
     FULL,
     HEARING,
     PLAIN,
-    PREFIX_FRAMES,
     B,
+    T,
+    make_cache,
     make_conditions,
     make_noisy,
     make_reference,
     normal,
     random_params,
+    run,
 )
 
 from avatar_jax import checkpoint
-from avatar_jax.models import dit, motion, sizes, tokens
+from avatar_jax.models import dit, sizes, tokens
 from avatar_jax.types import Conditions, VideoMotion, drop_reference
-
-T = jnp.array([0.3, 0.7])
-
-
-@pytest.fixture(scope="module")
-def full():
-    return random_params(FULL)
-
-
-@functools.cache
-def _jitted(cfg, method):
-    model = dit.AvatarDiT(cfg)
-    return jax.jit(
-        lambda params, *args: model.apply({"params": params}, *args, method=method)
-    )
-
-
-def run(model, params, noisy, t, conditions):
-    return _jitted(model.cfg, None)(params, noisy, t, conditions)
-
-
-def make_cache(model, params, reference, null_text):
-    return _jitted(model.cfg, "cache_reference")(params, reference, null_text)
 
 
 def test_cached_equals_uncached(full):
@@ -163,17 +140,6 @@ def test_permuting_segments_changes_nothing(full):
     chex.assert_trees_all_close(one, two, atol=1e-4)
 
 
-def test_motion_of_a_segment_does_not_reach_another(full):
-    model, params = full
-    base = make_conditions().reference.replace(valid=jnp.ones((B, 4, 2, 3), bool))
-    moved = base.replace(motion=base.motion.at[:, :8].add(1.0))  # segment 0
-    one, two = (make_cache(model, params, r, None) for r in (base, moved))
-    change = jnp.abs(one.k - two.k).max((0, 1, 3, 4))  # by row
-    rows = 2 * 6  # of a segment: 2 latents of 6 patches
-    assert (change[:rows] > 1e-4).all()
-    np.testing.assert_array_equal(change[rows:], 0)
-
-
 def test_the_prefix_is_placed_clean_and_flagged(full):
     model, params = full
     noisy = make_noisy()
@@ -183,70 +149,6 @@ def test_the_prefix_is_placed_clean_and_flagged(full):
     two = run(model, params, changed, T, make_conditions())
     chex.assert_trees_all_equal(one.latents[0, 2:], two.latents[0, 2:])
     assert float(jnp.abs(one.latents[1, 2:] - two.latents[1, 2:]).max()) > 1e-3
-
-
-def test_codes_of_the_prefix_are_placed_clean_and_count_as_their_own_estimate(full):
-    model, params = full
-    noisy, base = make_noisy(), make_conditions()
-    # Sample 0 has a prefix: neither noisy codes nor the estimate are seen there.
-    first = noisy.motion.at[:, :PREFIX_FRAMES]
-    told = base.replace(motion=base.motion.at[:, :PREFIX_FRAMES].add(2.0))
-    one = run(model, params, noisy, T, base)
-    two = run(model, params, noisy.replace(motion=first.add(3.0)), T, told)
-    chex.assert_trees_all_equal(one.latents[0], two.latents[0])
-    after = slice(PREFIX_FRAMES, None)
-    chex.assert_trees_all_equal(one.motion[0, after], two.motion[0, after])
-    assert float(jnp.abs(one.latents[1] - two.latents[1]).max()) > 1e-3
-    other = base.replace(prefix_motion=base.prefix_motion + 1.0)
-    three = run(model, params, noisy, T, other)
-    assert float(jnp.abs(one.latents[0] - three.latents[0]).max()) > 1e-3
-    chex.assert_trees_all_equal(one.latents[1], three.latents[1])
-
-
-def test_dropped_motion_is_null_whatever_the_codes(full):
-    model, params = full
-    kept = jnp.array([True, False])
-    base = make_conditions(
-        motion_valid=kept, reference=make_reference(motion_valid=kept)
-    )
-    other = base.replace(
-        motion=base.motion + 2.0,
-        prefix_motion=base.prefix_motion - 1.0,
-        reference=base.reference.replace(motion=base.reference.motion + 3.0),
-    )
-    noisy = make_noisy()
-    louder = noisy.replace(motion=noisy.motion + 1.0)
-    one = run(model, params, noisy, T, base)
-    two = run(model, params, louder, T, other)
-    chex.assert_trees_all_equal(one.latents[1], two.latents[1])
-    assert float(jnp.abs(one.latents[0] - two.latents[0]).max()) > 1e-3
-
-
-def test_the_four_codes_of_a_latent_know_their_places():
-    embed = motion.MotionTokens(16, jnp.dtype("float32"))
-    codes, time = jnp.ones((1, 12, DM)), jnp.zeros((1, 16))
-    ids = jnp.zeros((1, 3), int)
-    tokens_of, _ = embed.init_with_output(jax.random.key(0), codes, codes, time, ids)
-    last = tokens_of[0, -1]  # codes that never change: places alone tell them apart
-    apart = jnp.linalg.norm(last[:, None] - last[None], axis=-1)
-    assert (apart + 9 * jnp.eye(4)).min() > 1
-
-
-def test_codes_have_the_time_of_the_video_unless_told_another(full):
-    model, params = full
-    conditions, noisy = make_conditions(), make_noisy()
-    plain = run(model, params, noisy, T, conditions)
-    same = run(model, params, noisy, T, conditions.replace(motion_time=T))
-    chex.assert_trees_all_close(plain, same, atol=1e-6)
-    other = run(model, params, noisy, T, conditions.replace(motion_time=T / 2))
-    assert np.abs(other.latents - plain.latents).max() > 1e-4
-    # Read at its own time: an output of zero is the linear guess at T / 2.
-    still = jax.tree.map(jnp.zeros_like, params)
-    guess = run(model, still, noisy, T, conditions.replace(motion_time=T / 2))
-    t = (T / 2)[:, None, None]
-    skip = (1 - t) / ((1 - t) ** 2 + t**2)
-    expected = (1 - skip) * noisy.motion / t
-    np.testing.assert_allclose(guess.motion, expected, rtol=1e-4)
 
 
 def test_a_dropped_reference_is_as_none_at_all(full):
@@ -313,16 +215,6 @@ def test_stage_3_equals_stage_2_until_one_update():
     moved = conditions.replace(motion=conditions.motion + 1.0)
     other = run(child, stepped, noisy, T, moved)
     assert float(jnp.abs(after.latents - other.latents).max()) > 1e-6
-
-
-def test_motion_of_reference_rows_reaches_their_keys_after_the_first_block(full):
-    model, params = full
-    conditions = make_conditions()
-    cache = make_cache(model, params, conditions.reference, conditions.null_text)
-    moved = conditions.reference.replace(motion=conditions.reference.motion + 1.0)
-    other = make_cache(model, params, moved, conditions.null_text)
-    assert float(jnp.abs(cache.k[1:] - other.k[1:]).max()) > 1e-4
-    np.testing.assert_array_equal(cache.k[0], other.k[0])  # injected after attention
 
 
 def test_scanned_blocks_rematerialise_to_the_same_gradient():

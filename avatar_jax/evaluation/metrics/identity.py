@@ -1,15 +1,7 @@
-"""Who is found: videos as unit vectors, and the place of a person among others."""
+"""Who is found: the place of a person among others."""
 
 import numpy as np
 from jaxtyping import Float, Int
-
-
-def mean_direction(
-    rows: Float[np.ndarray, "*lead rows D"],
-) -> Float[np.ndarray, "*lead D"]:
-    """Return the mean of unit vectors, scaled to length 1 again."""
-    mean = rows.mean(axis=-2)
-    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
 def rank(
