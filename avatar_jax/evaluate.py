@@ -89,10 +89,16 @@ def make_settings(
     arguments: argparse.Namespace, card: pretrained.Card
 ) -> chunk.Settings:
     """Return the sampler's settings; what is not told is the weights' own choice."""
-    least = {"steps": 1, "overshoot": 0, "audio_guidance": 1, "motion_lead": 1}
+    least = {
+        "steps": 1,
+        "overshoot": 0,
+        "audio_guidance": 1,
+        "motion_guidance": 1,
+        "motion_lead": 1,
+    }
     for name, value in least.items():
         came = getattr(arguments, name)
-        if came is not None and not came >= value:
+        if came is not None and not value <= came < math.inf:
             flag = name.replace("_", "-")
             raise InputError(f"expected --{flag} of {value} or more, came {came}.")
     if arguments.shift is not None and not 0 < arguments.shift < math.inf:
@@ -104,6 +110,7 @@ def make_settings(
         audio_guidance=arguments.audio_guidance,
         shift=arguments.shift,
         motion_lead=arguments.motion_lead,
+        motion_guidance=arguments.motion_guidance,
     )
 
 
@@ -205,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--audio-guidance", type=float, help="default: the weights'")
         sub.add_argument("--shift", type=float, help="default: the weights'")
         sub.add_argument("--motion-lead", type=float, help="default: the weights'")
+        sub.add_argument("--motion-guidance", type=float, help="default: the weights'")
         sub.add_argument("--seed", type=int, default=0)
     judge_commands.add_commands(commands)
     return parser

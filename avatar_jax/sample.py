@@ -101,6 +101,7 @@ def _settings(arguments: argparse.Namespace, card: pretrained.Card) -> chunk.Set
         overshoot=arguments.overshoot,
         audio_guidance=arguments.audio_guidance,
         text_guidance=arguments.text_guidance,
+        motion_guidance=arguments.motion_guidance,
         shift=arguments.shift,
     )
 
@@ -126,11 +127,12 @@ def _check(arguments: argparse.Namespace, out: Path) -> None:
         "size": 0,
         "overshoot": 0,
         "audio_guidance": 1,
+        "motion_guidance": 1,
         "text_guidance": 1,
     }
     for name, value in least.items():
         came = getattr(arguments, name)
-        if came is not None and not came >= value:
+        if came is not None and not value <= came < math.inf:
             flag = name.replace("_", "-")
             raise InputError(f"expected --{flag} of {value} or more, came {came}.")
     for name in ("shift", "seconds"):
@@ -206,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shift", type=float, help=f"of times; 5 for large pictures{own}")
     add("--overshoot", type=float, help=f"0: Euler; 1: the paper's{own}")
     add("--audio-guidance", type=float, help=f"1: off{own}")
+    add("--motion-guidance", type=float, help=f"of the person's codes; 1: off{own}")
     add("--text-guidance", type=float, default=1.0, help="1: off")
     add("--seed", type=int, default=42)
     return parser

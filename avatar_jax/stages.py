@@ -21,7 +21,7 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
     Args:
       config: the fields of `TrainConfig`, and the groups `model` (DiTConfig), `data`
         (PipelineConfig), `objective` (FlowMatchingConfig), `optimizer`
-        (OptimizerConfig), `preview` (arguments of `held_out.make_evaluators`),
+        (OptimizerConfig), `preview` (num_steps, arguments of `make_evaluators`),
         `sampler` (fields of `Card` that the weights carry to `sample`); in stage 3 also
         `human` (HumanAwareConfig) and `cases` (arguments of `CaseEvaluator`).
 
@@ -49,7 +49,15 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
     known = values.pop("sampler") | _describe(model.cfg, data, video)
     card = build(pretrained.Card, known)
     train = build(config_module.TrainConfig, values)
-    evaluators = held_out.make_evaluators(flow, video, data, **preview)
+    settings = pretrained.choose_settings(
+        card,
+        num_steps=preview.pop("num_steps"),
+        audio_guidance=1.0,
+        motion_guidance=1.0,
+    )
+    evaluators = held_out.make_evaluators(
+        flow, video, data, settings=settings, **preview
+    )
     if cases is not None:
         evaluators += (training_cases.CaseEvaluator(card, **cases),)
     return config_module.Run(

@@ -93,6 +93,10 @@ class Conditions:
     motion_time: Leaf = None  # B, t of the noisy codes; None: the video's
     guidance: Leaf = None  # B scales, for distilled students
 
+    def code_time(self, t: Leaf) -> Leaf:
+        """Return t of the noisy codes: their own, or t of the video."""
+        return t if self.motion_time is None else self.motion_time
+
 
 @struct.dataclass
 class Clip:

@@ -6,7 +6,7 @@ scene with otherwise equal motion, as many frames, and no sound. The target is i
 another scene, its detail in sight. So that pose and mouth are known there, it is not
 made from noise alone: with x the latents of the target rendered *without* the detail,
 
-  (1) x_t = (1 - t) x + t e                                 t = `START`
+  (1) x_t = (1 - t) x + t e                t = `START`; of motion codes, as they lead
   (2) y   = the sample from x_t on, decoded; the same e for both references
   (3) r   = <y - a, b - a> / <b - a, b - a>
 
@@ -215,14 +215,19 @@ def _sample(
         motion_valid=prepared.motion_valid,
         reference=chunk.cache_reference(model, params, prepared.reference, null_text),
     )
+    lead = card.motion_lead
+    begin = VideoMotion(jnp.full((1,), START), None)
+    if motion is not None:
+        own = times.shift_times(begin.latents, 1 / lead)
+        begin = begin.replace(motion=own)
     sample = chunk.sample_chunk(
         model,
         params,
-        path.interpolate(x, noise, jnp.full((1,), START)),
+        path.interpolate(x, noise, begin),
         chunk.Passes(full=told),
         START * times.schedule(STEPS),
         rng,
-        chunk.Settings(num_steps=STEPS),
+        chunk.Settings(num_steps=STEPS, motion_lead=lead),
     )
     _, pixels = chunk.decode_pixels(
         loaded.codec, loaded.codec.init_decode(), sample.latents

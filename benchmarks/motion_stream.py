@@ -67,7 +67,7 @@ def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
             f"--config.seed={seed}",
             f"--config.data.seed={seed}",
             # The curriculum of 4,000 steps, in as many parts of fewer.
-            f"--config.data.reference.cross_scene_from={round(0.35 * args.steps)}",
+            f"--config.data.reference.cross_scene_from={args.steps // 4}",
             f"--config.human.ramp_steps={max(1, args.steps // 3)}",
             *ARMS[arm],
         ]

@@ -21,19 +21,17 @@ def main() -> None:
     """Write avatar_jax/assets/tiny.safetensors and say how large it is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--overshoot", type=float, required=True)
-    parser.add_argument("--audio-guidance", type=float, required=True)
-    parser.add_argument("--shift", type=float, default=1.0)
-    parser.add_argument("--motion-lead", type=float, default=1.0)
+    told = {"steps": int, "overshoot": float, "audio_guidance": float}
+    told |= {"shift": float, "motion_lead": float, "motion_guidance": float}
+    for name, kind in told.items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=kind, help="default: what the run's config says")
     args = parser.parse_args()
     params, metadata = checkpoint.load_weights(args.workdir / checkpoint.WEIGHTS_NAME)
     out = pretrained.TINY_WEIGHTS
-    metadata["num_steps"] = args.steps
-    metadata["overshoot"] = args.overshoot
-    metadata["audio_guidance"] = args.audio_guidance
-    metadata["shift"] = args.shift
-    metadata["motion_lead"] = args.motion_lead
+    fields = {name: getattr(args, name) for name in told}
+    fields["num_steps"] = fields.pop("steps")
+    metadata |= {name: value for name, value in fields.items() if value is not None}
     checkpoint.save_weights(out, params, metadata, dtype=np.float16)
     size = out.stat().st_size
     print(f"wrote {out.name}: {size / 2**20:.2f} MiB of at most {LIMIT / 2**20:.0f}")

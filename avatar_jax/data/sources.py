@@ -50,6 +50,7 @@ class ClipSource:
         self.sizes = self._latents.read_sizes()
         self.mates = references.Mates(self._features.read_people())
         self._skipped: set[int] = set()
+        self._said = False
 
     def find(self, num_latents: int) -> Int[np.ndarray, " clips"]:
         """Return the indices of the clips that have at least so many latents."""
@@ -113,6 +114,8 @@ class ClipSource:
                 f"record {index} of {self.directory} is {latents['key']!r} in one tier "
                 f"and {features['key']!r} in the other: prepare the dataset again."
             )
+        if "motion" in features and "motion_read" not in features:
+            self._say_exact()
         arrays = {name: latents[name] for name in LATENT_FIELDS}
         return transforms.Record(
             key=latents["key"],
@@ -135,6 +138,16 @@ class ClipSource:
                 "prepare it again."
             )
         return (codes - self.motion_scale[:1]) / self.motion_scale[1:]
+
+    def _say_exact(self) -> None:
+        """Say once that references will move as no encoder reads them."""
+        if not self._said:
+            self._said = True
+            _log.warning(
+                "%s holds no motion codes read off its frames: references show exact "
+                "ones, unlike at sampling. Prepare it again.",
+                self.directory,
+            )
 
     def _skip(self, index: int, error: records.CorruptRecord) -> None:
         """Count a corrupt record, and name it the first time."""

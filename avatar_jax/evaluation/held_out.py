@@ -32,7 +32,7 @@ def make_evaluators(
     *,
     num_batches: int,
     num_clips: int,
-    num_steps: int,
+    settings: chunk.Settings,
 ) -> tuple["HeldOutLoss", "Preview"]:
     """Return both evaluators on validation clips of `data`, no condition dropped."""
     whole = dataclasses.replace(
@@ -49,7 +49,7 @@ def make_evaluators(
     )
     clips = pipeline.make_dataset(whole, process_index=0, process_count=1)
     preview = Preview(
-        objective.model, codec, clips, num_clips, num_steps, objective.motion_width
+        objective.model, codec, clips, num_clips, settings, objective.motion_width
     )
     return HeldOutLoss(objective, clips, num_batches), preview
 
@@ -99,6 +99,7 @@ class Preview:
 
     Attributes:
       num_clips: side by side in the picture.
+      settings: of the sampler, without guidance.
       motion_width: of the model's motion stream; None: it has none.
     """
 
@@ -106,7 +107,7 @@ class Preview:
     codec: LatentCodec
     clips: Iterable[Clip]
     num_clips: int = 4
-    num_steps: int = 16
+    settings: chunk.Settings = chunk.Settings(num_steps=16)
     motion_width: int | None = None
 
     @functools.cached_property
@@ -125,9 +126,9 @@ class Preview:
             players["model"],
             self._draw_noise(noise_rng),
             chunk.Passes(full=batch.conditions),
-            times.schedule(self.num_steps),
+            times.schedule(self.settings.num_steps, shift=self.settings.shift),
             rng,
-            chunk.Settings(num_steps=self.num_steps),
+            self.settings,
         )
         rows = [
             self._decode(latents) for latents in (batch.target.latents, sample.latents)

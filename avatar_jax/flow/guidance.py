@@ -1,9 +1,11 @@
 """Multi-condition classifier-free guidance on velocities (TAVR's three passes).
 
   (1) v = f + (a - 1) (f - f_without_audio) + (g - 1) (f - f_negative)
+            + (m - 1) (f - f_without_motion)
 
 f is the fully conditioned velocity, `without_audio` drops driving and reference audio
-together, `negative` replaces the prompt. A scale of 1 skips its pass.
+together, `negative` replaces the prompt, `without_motion` drops the motion codes,
+driving and reference together. A scale of 1 skips its pass.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ class Scales:
 
     audio: float = 1.0
     text: float = 1.0
+    motion: float = 1.0
 
     def __post_init__(self) -> None:
         for name, scale in dataclasses.asdict(self).items():
@@ -32,11 +35,17 @@ def guide(
     *,
     without_audio: Tree | None = None,
     negative: Tree | None = None,
+    without_motion: Tree | None = None,
     scales: Scales,
 ) -> Tree:
     """Combine the passes by eq. 1; a pass whose scale is 1 may be absent."""
     guided = full
-    for other, scale in ((without_audio, scales.audio), (negative, scales.text)):
+    passes = (
+        (without_audio, scales.audio),
+        (negative, scales.text),
+        (without_motion, scales.motion),
+    )
+    for other, scale in passes:
         if scale == 1:
             continue
         if other is None:

@@ -11,6 +11,7 @@ from r0 to r1: go further than asked, then put noise back.
 c = 0 is the Euler step (a = 1, b = 0); the last step, r1 = 1, has b = 0 for every c.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,6 @@ from avatar_jax.flow import path
 
 Tree = Any
 VelocityFn = Callable[[Tree, Tree, Tree], Tree]
-_ENDS = slice(None, -1), slice(1, None)  # of all steps
 
 
 def overshoot_coefficients(
@@ -62,25 +62,30 @@ def solve(
         t0, t1, key = inputs
         t = jax.tree.map(lambda t0: jnp.full((batch,), t0), t0)
         velocity = velocity_fn(x, t, estimate)
-        ends = path.spread(t0, x), path.spread(t1, x)
+        treedef = jax.tree.structure(x)
         keys = treedef.unflatten(jax.random.split(key, treedef.num_leaves))
-        moved = jax.tree.map(_advance(overshoot), x, velocity, *ends, keys)
+        move = functools.partial(_move, overshoot)
+        spread = path.spread(t0, x), path.spread(t1, x)
+        moved = jax.tree.map(move, x, velocity, *spread, keys)
         return (moved, path.clean_estimate(x, velocity, t)), None
 
-    treedef = jax.tree.structure(noise)
     start = (noise, jax.tree.map(jnp.zeros_like, noise))
-    before, after = (jax.tree.map(lambda t, s=s: t[s], times) for s in _ENDS)
+    before = jax.tree.map(lambda t: t[:-1], times)
+    after = jax.tree.map(lambda t: t[1:], times)
     keys = jax.random.split(rng, len(jax.tree.leaves(before)[0]))
     (x, _), _ = jax.lax.scan(step, start, (before, after, keys))
     return x
 
 
-def _advance(overshoot: float) -> Callable:
-    """Return eqs. 1-4 for one leaf."""
-
-    def advance(x: Array, v: Array, t0: Array, t1: Array, key: PRNGKeyArray) -> Array:
-        further, a, b = overshoot_coefficients(t0, t1, overshoot)
-        x = a * (x - further * v)
-        return x + b * jax.random.normal(key, x.shape, x.dtype) if overshoot else x
-
-    return advance
+def _move(
+    overshoot: float,
+    x: Float[Array, "B ..."],
+    velocity: Float[Array, "B ..."],
+    t0: Float[Array, ""],
+    t1: Float[Array, ""],
+    key: PRNGKeyArray,
+) -> Float[Array, "B ..."]:
+    """Take the step of eqs. 1-4 with one leaf."""
+    advance, a, b = overshoot_coefficients(t0, t1, overshoot)
+    x = a * (x - advance * velocity)
+    return x + b * jax.random.normal(key, x.shape, x.dtype) if overshoot else x

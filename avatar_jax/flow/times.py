@@ -11,25 +11,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
-def shift_times(t: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
+def shift_times(
+    t: Float[Array, "..."], shift: float | Float[Array, "..."]
+) -> Float[Array, "..."]:
     """Apply eq. 1; `shift` 1 changes nothing, 5 is the choice for 480p and above."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def sample_times(
-    rng: PRNGKeyArray, batch: int, *, shift: float = 1.0, even: float = 0.0
+    rng: PRNGKeyArray, batch: int, *, shift: float = 1.0, uniform: float = 0.0
 ) -> Float[Array, " B"]:
     """Draw one time per sample: logit-normal(0, 1), then shifted (Avatar V 3.1).
 
     Args:
-      even: share of samples whose time is drawn evenly from [0, 1] instead. Few steps
-        begin where the others are rare: at almost no noise, at almost nothing else.
+      uniform: share of samples whose time is uniform in [0, 1] instead. Samplers of few
+        steps start them where the others are rare.
     """
-    normal_rng, even_rng, coin_rng = jax.random.split(rng, 3)
+    normal_rng, uniform_rng, coin_rng = jax.random.split(rng, 3)
     drawn = jax.nn.sigmoid(jax.random.normal(normal_rng, (batch,)))
-    evenly = jax.random.uniform(even_rng, (batch,))
-    is_even = jax.random.bernoulli(coin_rng, even, (batch,))
-    return jnp.where(is_even, evenly, shift_times(drawn, shift))
+    others = jax.random.uniform(uniform_rng, (batch,))
+    is_other = jax.random.bernoulli(coin_rng, uniform, (batch,))
+    return jnp.where(is_other, others, shift_times(drawn, shift))
 
 
 def schedule(num_steps: int, *, shift: float = 1.0) -> Float[Array, " times"]:

@@ -84,8 +84,8 @@ class AvatarDiT(nn.Module):
 
         layers = (self.blocks, reference.k, reference.v)
         x, _ = jax.lax.scan(self._remat(body), x, layers)
-        own_time = t if conditions.motion_time is None else conditions.motion_time
-        times = VideoMotion(t, own_time if self.cfg.motion_width else None)
+        own_time = conditions.code_time(t) if self.cfg.motion_width else None
+        times = VideoMotion(t, own_time)
         return self._read_out(x, cells, noisy, times, time, context.motion)
 
     def cache_reference(

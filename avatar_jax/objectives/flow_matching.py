@@ -7,7 +7,7 @@ With times t, noise e and the path and velocity u of `flow.path`:
   (3) weight = energy^p (1 + mouth_weight * mouth + face_weight * face),
                0 on prefix latents
   (4) loss   = sum(weight * error) / sum(weight) + motion_weight * motion
-  (5) motion = mean of error + |D c^ - D c| over the motion codes c, D: first difference
+  (5) motion: eq. 1 of `motion_stream`, with the error of (1) or (2)
 
 (2) holds for t > floor where the network estimates x^ and returns the velocity
 v = (x_t - x^) / max(t, floor). Small models learn lips with it in a fifth of the steps.
@@ -28,10 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from avatar_jax.flow import path, times
-from avatar_jax.objectives import base
+from avatar_jax.objectives import base, motion_stream
 from avatar_jax.types import Clip, Conditions, Leaf, VideoMotion, count_frames
 
 TIME_BUCKETS = 4
@@ -50,8 +50,8 @@ class FlowMatchingConfig:
       mouth_weight: extra weight of a latent cell that is all mouth.
       face_weight: the same of the face.
       self_feeding: share of batches in which the motion estimate is fed back.
-      motion_ahead: the codes' time is t shifted by an even draw from [0, 1].
-      even_times: share of examples whose t is an even draw.
+      motion_ahead: the codes' time is t shifted by a uniform draw.
+      uniform_times: share of examples whose t is uniform.
     """
 
     shift: float = 1.0
@@ -63,7 +63,7 @@ class FlowMatchingConfig:
     motion_weight: float = 0.1
     self_feeding: float = 0.5
     motion_ahead: bool = False
-    even_times: float = 0.0
+    uniform_times: float = 0.0
 
     def __post_init__(self) -> None:
         if self.loss_space not in ("velocity", "clean"):
@@ -122,17 +122,29 @@ class FlowMatching:
         time_rng, ahead_rng, noise_rng, coin_rng = jax.random.split(rng, 4)
         x, conditions = self._clean(batch), batch.conditions
         t = times.sample_times(
-            time_rng, len(x.latents), shift=cfg.shift, even=cfg.even_times
+            time_rng, len(x.latents), shift=cfg.shift, uniform=cfg.uniform_times
         )
         if self.motion_width and cfg.motion_ahead:
             # The runs of a sampler whose codes lead by 1 / uniform.
             ahead = times.shift_times(t, jax.random.uniform(ahead_rng, t.shape))
             conditions = conditions.replace(motion_time=ahead)
         noise = _draw_noise(noise_rng, x)
-        noisy = path.interpolate(x, noise, _all_times(t, conditions, x))
+        noisy = path.interpolate(x, noise, motion_stream.all_times(t, conditions, x))
         if self.motion_width:
-            fed = self._feed_back(params, x, noise, t, conditions, coin_rng)
+            fed = motion_stream.feed_back(
+                self.model,
+                params["model"],
+                x,
+                noise,
+                t,
+                conditions,
+                share=cfg.self_feeding,
+                rng=coin_rng,
+            )
             conditions = conditions.replace(motion=fed)
+        moving = None
+        if self.motion_width:
+            moving = motion_stream.weigh(x.motion, batch.conditions)
         weight, mouth = self._weigh(batch)
         rows = jnp.mean(jnp.sum(weight, axis=(1, 2, 3, 4)))
         return FlowBatch(
@@ -142,7 +154,7 @@ class FlowMatching:
             conditions=conditions,
             weight=weight / rows,
             mouth=mouth / rows,
-            motion_weight=self._weigh_motion(x, batch.conditions),
+            motion_weight=moving,
         )
 
     def _clean(self, batch: Clip) -> VideoMotion:
@@ -155,41 +167,6 @@ class FlowMatching:
                 motion = jnp.zeros((len(latents), frames, self.motion_width))
         return VideoMotion(latents, motion)
 
-    def _feed_back(
-        self,
-        params: base.Players,
-        x: VideoMotion,
-        noise: VideoMotion,
-        t: Float[Array, " B"],
-        conditions: Conditions,
-        rng: PRNGKeyArray,
-    ) -> Float[Array, "B frames Dm"]:
-        """Return the network's earlier estimate of the codes; zeros for some batches.
-
-        It is of a time before t, any, as the estimate of a sampler's last step is.
-        """
-        coin_rng, before_rng = jax.random.split(rng)
-        back = jax.random.uniform(before_rng, t.shape)
-
-        def estimate() -> Float[Array, "B frames Dm"]:
-            before = jax.tree.map(
-                lambda t: t + (1 - t) * back, _all_times(t, conditions, x)
-            )
-            noisy = path.interpolate(x, noise, before)
-            velocity = self.model.apply(
-                {"params": params["model"]},
-                noisy,
-                before.latents,
-                conditions.replace(motion_time=before.motion),
-            )
-            return path.clean_estimate(noisy.motion, velocity.motion, before.motion)
-
-        return jax.lax.cond(
-            jax.random.bernoulli(coin_rng, self.config.self_feeding),
-            estimate,
-            lambda: jnp.zeros_like(x.motion),
-        )
-
     def _weigh(
         self, batch: Clip
     ) -> tuple[Float[Array, "B F H W C"], Float[Array, "B F H W C"]]:
@@ -198,7 +175,7 @@ class FlowMatching:
         weight = jnp.broadcast_to(energy[None, None, None, None, :], x.shape)
         conditions, prefix = batch.conditions, batch.conditions.prefix
         if prefix is not None:
-            given = _find_given(conditions, x.shape[1], prefix.shape[1])
+            given = motion_stream.find_given(conditions, x.shape[1], prefix.shape[1])
             weight = weight * (1.0 - given[:, :, None, None, None])
         factor = jnp.ones_like(weight[..., :1])
         if batch.face_mask is not None:
@@ -207,20 +184,6 @@ class FlowMatching:
             return weight * factor, jnp.zeros_like(weight)
         mask = batch.mouth_mask[..., None]
         return weight * (factor + self.config.mouth_weight * mask), weight * mask
-
-    def _weigh_motion(
-        self, x: VideoMotion, conditions: Conditions
-    ) -> Float[Array, "B frames"] | None:
-        """Weigh each frame's codes: 0 on the prefix and where motion is dropped."""
-        if x.motion is None:
-            return None
-        weight = jnp.ones(x.motion.shape[:2])
-        if conditions.prefix_motion is not None:
-            length = conditions.prefix_motion.shape[1]
-            weight = weight * (1.0 - _find_given(conditions, weight.shape[1], length))
-        if conditions.motion_valid is not None:
-            weight = weight * conditions.motion_valid[:, None]
-        return weight
 
     def loss(
         self,
@@ -250,11 +213,18 @@ class FlowMatching:
         metrics = {"loss_mouth": mouth, **_by_time(rows, prepared.t)}
         loss = jnp.mean(rows)
         if self.motion_width:
-            motion = self._compare_motion(velocity, prepared)
+            motion = self._compare_codes(velocity.motion, prepared)
             loss = loss + self.config.motion_weight * jnp.mean(motion)
             present = jnp.any(prepared.motion_weight > 0, axis=1)
             metrics["loss_motion"] = base.Mean(jnp.sum(motion), jnp.sum(present))
         return loss, metrics
+
+    def _compare_codes(
+        self, velocity: Float[Array, "B frames Dm"], prepared: FlowBatch
+    ) -> Float[Array, " B"]:
+        target, t = prepared.target.motion, prepared.conditions.code_time(prepared.t)
+        error, weight = self._error(velocity, target, t), prepared.motion_weight
+        return motion_stream.compare(velocity, target, error, t, weight)
 
     def _error(
         self,
@@ -269,31 +239,9 @@ class FlowMatching:
         scale = jnp.square(jnp.maximum(t, self.config.floor))
         return error * path.expand(scale, error)
 
-    def _compare_motion(
-        self, velocity: VideoMotion, prepared: FlowBatch
-    ) -> Float[Array, " B"]:
-        """Return eq. 5 of each row; 0 where motion is dropped."""
-        target, weight = prepared.target.motion, prepared.motion_weight
-        t = _all_times(prepared.t, prepared.conditions, prepared.target).motion
-        error = self._error(velocity.motion, target, t).mean(-1)
-        # c^ - c = -t (v - u), of eq. 3 in `flow.path`
-        off = path.expand(t, target) * (velocity.motion.astype(jnp.float32) - target)
-        off = off * weight[..., None]  # codes of a prefix are exact
-        jumps = jnp.abs(jnp.diff(off, axis=1)).mean(-1) * weight[:, 1:]
-        frames = weight.shape[1]
-        return (error * weight).sum(1) / frames + jumps.sum(1) / frames
-
     def count_tokens(self, batch: Clip) -> int:
         """Count generated tokens; condition rows are not counted."""
         return batch.target.latents[..., 0].size // self.patch**2
-
-
-def _all_times(
-    t: Float[Array, " B"], conditions: Conditions, like: VideoMotion
-) -> VideoMotion:
-    """Return the times of latents and codes; None for codes that are not there."""
-    own = t if conditions.motion_time is None else conditions.motion_time
-    return VideoMotion(t, None if like.motion is None else own)
 
 
 def _draw_noise(rng: PRNGKeyArray, x: VideoMotion) -> VideoMotion:
@@ -302,15 +250,6 @@ def _draw_noise(rng: PRNGKeyArray, x: VideoMotion) -> VideoMotion:
     if x.motion is None:
         return VideoMotion(latents)
     return VideoMotion(latents, jax.random.normal(motion_rng, x.motion.shape))
-
-
-def _find_given(
-    conditions: Conditions, frames: int, length: int
-) -> Bool[Array, "B frames"]:
-    """Say which of the first `length` frames were given as a prefix."""
-    valid = conditions.prefix_valid
-    valid = jnp.ones((len(conditions.prefix),), bool) if valid is None else valid
-    return valid.astype(bool)[:, None] & (jnp.arange(frames) < length)[None]
 
 
 def _by_time(rows: Float[Array, " B"], t: Float[Array, " B"]) -> base.Metrics:

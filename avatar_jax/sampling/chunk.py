@@ -35,6 +35,7 @@ class Passes:
     full: Conditions
     without_audio: Conditions | None = None  # driving and reference speech are nulls
     negative: Conditions | None = None  # another prompt
+    without_motion: Conditions | None = None  # no codes, driving or reference
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
@@ -70,6 +71,7 @@ def sample_chunk(
             full,
             without_audio=run(passes.without_audio),
             negative=run(passes.negative),
+            without_motion=run(passes.without_motion),
             scales=settings.scales,
         )
         # Guidance would exaggerate the codes, which have a scale that is the person's.

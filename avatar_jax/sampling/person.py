@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
-from avatar_jax.data.references import mean_direction
+from avatar_jax.data import references
 from avatar_jax.media import faces, loudness
 from avatar_jax.sampling import pictures, windows
 from avatar_jax.sampling.pretrained import Pretrained
@@ -151,7 +151,7 @@ def _embed(
     """Average the frames' face embeddings to a unit vector; zeros without encoder."""
     if pretrained.identity is None:
         return jnp.zeros((1, pretrained.card.config.identity_width))
-    mean = mean_direction(pretrained.identity.embed(frames))
+    mean = references.mean_direction(pretrained.identity.embed(frames))
     return jnp.asarray(mean, jnp.float32)[None]
 
 

@@ -50,6 +50,7 @@ class Card:
     audio_guidance: float = 1.0
     shift: float = 1.0
     motion_lead: float = 1.0
+    motion_guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.overshoot < 0 or self.audio_guidance < 1:
@@ -57,10 +58,10 @@ class Card:
                 f"num_steps={self.num_steps}, overshoot={self.overshoot}, "
                 f"audio_guidance={self.audio_guidance}; use at least 1, 0 and 1."
             )
-        if not (self.shift > 0 and self.motion_lead >= 1):
+        if not self.shift > 0 or min(self.motion_lead, self.motion_guidance) < 1:
             raise ValueError(
-                f"shift={self.shift}, motion_lead={self.motion_lead}; use above 0 and "
-                "at least 1."
+                f"shift={self.shift}, motion_lead={self.motion_lead}, motion_guidance="
+                f"{self.motion_guidance}; use above 0, and at least 1 and 1."
             )
 
     def to_metadata(self) -> dict:
@@ -96,8 +97,14 @@ def choose_settings(
     text_guidance: float = 1.0,
     shift: float | None = None,
     motion_lead: float | None = None,
+    motion_guidance: float | None = None,
 ) -> chunk.Settings:
-    """Return the sampler's settings; what is None is the weights' own choice."""
+    """Return the sampler's settings; what is None is the weights' own choice.
+
+    Weights that know no motion codes are not guided by any.
+    """
+    if motion_guidance is None:
+        motion_guidance = card.motion_guidance
     return chunk.Settings(
         num_steps=card.num_steps if num_steps is None else num_steps,
         shift=card.shift if shift is None else shift,
@@ -106,6 +113,7 @@ def choose_settings(
         scales=guidance.Scales(
             audio=card.audio_guidance if audio_guidance is None else audio_guidance,
             text=text_guidance,
+            motion=motion_guidance if card.motion else 1.0,
         ),
     )
 

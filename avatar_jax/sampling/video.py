@@ -192,17 +192,24 @@ def _shared_passes(
         motion_valid=prepared.motion_valid,
         reference=None if reference is None else cache(reference),
     )
-    without_audio = negative = None
-    if settings.scales.audio != 1:
-        silent = jnp.zeros((null_text.shape[0],), bool)
-        without_audio = full.replace(audio_valid=silent)
+
+    def drop(name: str) -> Conditions:
+        nothing = {name: jnp.zeros((null_text.shape[0],), bool)}
+        dropped = full.replace(**nothing)
         if reference is not None:
-            dropped = reference.replace(audio_valid=silent)
-            without_audio = without_audio.replace(reference=cache(dropped))
+            without = cache(reference.replace(**nothing))
+            dropped = dropped.replace(reference=without)
+        return dropped
+
+    without_audio = negative = without_motion = None
+    if settings.scales.audio != 1:
+        without_audio = drop("audio_valid")
+    if settings.scales.motion != 1:
+        without_motion = drop("motion_valid")
     if settings.scales.text != 1:
         other = prepared.negative_text
         negative = full.replace(text=null_text if other is None else other)
-    return chunk.Passes(full, without_audio, negative)
+    return chunk.Passes(full, without_audio, negative, without_motion)
 
 
 def _place(

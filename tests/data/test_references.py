@@ -273,3 +273,8 @@ def test_a_clip_too_short_for_a_segment_gives_way_to_one_of_the_other_kind():
     assert mates.find(0, cross_scene=True, usable=long) == [2]
     assert mates.find(0, cross_scene=True, usable=short) == [1]
     assert mates.find(3, cross_scene=True, usable=long) == [3]
+
+
+def test_a_mean_direction_has_length_one():
+    rows = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert references.mean_direction(rows) == pytest.approx(np.full(2, 0.5**0.5))

@@ -8,6 +8,7 @@ import numpy as np
 from avatar_jax.evaluation import held_out
 from avatar_jax.models import codec
 from avatar_jax.objectives import flow_matching
+from avatar_jax.sampling import chunk
 from avatar_jax.types import Clip, Conditions, VideoMotion
 
 B, F, H, W, C = 3, 2, 2, 3, 5
@@ -64,7 +65,7 @@ def test_held_out_loss_depends_on_the_weights_alone():
 def test_preview_shows_the_truth_above_the_samples():
     video = codec.DCTCodec(channels=C)
     clips = make_clips(1)
-    evaluate = held_out.Preview(Guess(), video, clips, num_clips=2, num_steps=3)
+    evaluate = held_out.Preview(Guess(), video, clips, 2, chunk.Settings(num_steps=3))
     _, videos = evaluate(1, make_players(0.5))
     frames = videos["preview"]
     assert frames.shape == (4 * (F - 1) + 1, 2 * 8 * H, 2 * 8 * W, 3)
@@ -78,6 +79,8 @@ def test_preview_shows_the_truth_above_the_samples():
 
 def test_preview_of_a_motion_stream_starts_from_noise_in_its_codes():
     video = codec.DCTCodec(channels=C)
-    evaluate = held_out.Preview(MovingGuess(), video, make_clips(1), 2, 1, MOTION)
+    evaluate = held_out.Preview(
+        MovingGuess(), video, make_clips(1), 2, chunk.Settings(1), MOTION
+    )
     _, videos = evaluate(1, make_players(0.5))
     assert videos["preview"].shape[0] == 4 * (F - 1) + 1

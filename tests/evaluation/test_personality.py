@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from avatar_jax import checkpoint, command, evaluate
-from avatar_jax.data import references
 from avatar_jax.data.talking_heads.motion import MOTION_NAMES
 from avatar_jax.evaluation import demo_scores, personality_scores, training_cases
 from avatar_jax.evaluation.metrics import identity, style
@@ -125,11 +124,6 @@ def test_chance_finds_one_in_twenty():
     draw = np.random.default_rng(0)
     ranks = identity.rank(draw.random((4000, 20)), draw.integers(0, 20, 4000), among=20)
     assert (ranks == 1).mean() == pytest.approx(1 / 20, abs=0.01)
-
-
-def test_a_mean_direction_has_length_one():
-    rows = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert references.mean_direction(rows) == pytest.approx(np.full(2, 0.5**0.5))
 
 
 def test_statistics_of_a_clip_that_is_known():

@@ -80,13 +80,13 @@ def test_leaves_with_times_of_their_own_move_as_if_alone():
     assert np.abs(together[0] - together[1]).max() > 0.1
 
 
-def test_a_share_of_the_times_is_even():
-    drawn = times.sample_times(jax.random.key(0), 40_000, shift=2.5, even=0.4)
-    for edge, least in ((0.1, 0.04), (0.9, 0.04 + 0.6 * 0.1)):
-        share = np.mean(drawn < edge if edge < 0.5 else drawn > edge)
-        assert share > least * 0.9
+def test_a_share_of_the_times_is_uniform():
+    drawn = times.sample_times(jax.random.key(0), 40_000, shift=2.5, uniform=0.4)
     plain = times.sample_times(jax.random.key(0), 40_000, shift=2.5)
-    assert np.mean(plain < 0.1) < 0.005
+    # Of the uniform ones 2 % lie at either end, of the others next to none.
+    for at_end in (lambda t: t < 0.02, lambda t: t > 0.98):
+        assert np.mean(at_end(drawn)) > 0.4 * 0.02 * 0.9
+        assert np.mean(at_end(plain)) < 0.003
 
 
 def test_shift_keeps_the_ends_and_moves_towards_noise():
@@ -104,6 +104,10 @@ def test_guidance_is_the_sum_of_its_differences():
         full, without_audio=silent, negative=negative, scales=scales
     )
     np.testing.assert_allclose(guided, 1 + 0.8 * 0.5 + 4 * 0.75, rtol=1e-6)
+    moved = guidance.guide(
+        full, without_motion=silent, scales=guidance.Scales(motion=2.5)
+    )
+    np.testing.assert_allclose(moved, 1 + 1.5 * 0.5, rtol=1e-6)
     alone = guidance.guide(full, scales=guidance.Scales())
     np.testing.assert_array_equal(alone, full)
     with pytest.raises(ValueError, match="second pass"):
