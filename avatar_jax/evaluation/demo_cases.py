@@ -37,7 +37,12 @@ class Case:
     still: UInt8[np.ndarray, "Y X 3"]
     speech: Float[np.ndarray, " samples"]
     truth: UInt8[np.ndarray, "frames Y X 3"]
-    mouth_open: Float[np.ndarray, " frames"]  # exact, of the truth
+    motion: Float[np.ndarray, "frames codes"]  # of the truth, exact
+
+    @property
+    def mouth_open(self) -> Float[np.ndarray, " frames"]:
+        """The opening of the mouth alone."""
+        return self.motion[:, MOTION_NAMES.index("mouth_open")]
 
     def request(self, *, blank_person: bool = False) -> request.Request:
         """Return this person's request, with the person in the still or without."""
@@ -89,7 +94,7 @@ def make_case(folder: Path, index: int, *, num_frames: int, size: int) -> Case:
         still=truth.frames[0],
         speech=truth.audio,
         truth=truth.frames,
-        mouth_open=truth.motion[:, MOTION_NAMES.index("mouth_open")],
+        motion=truth.motion,
     )
     encode.write_video(folder / "reference.mp4", reference.frames, reference.audio)
     encode.write_video(folder / "truth.mp4", truth.frames, truth.audio)

@@ -94,7 +94,7 @@ def generate(
     seed: int,
 ) -> Iterator[UInt8[np.ndarray, "B _ Y X 3"]]:
     """Yield the frames of a batch of videos, a chunk's worth at a time."""
-    latents = sample_latents(
+    chunks = sample_chunks(
         pretrained.model,
         pretrained.params,
         prepared,
@@ -102,11 +102,12 @@ def generate(
         settings=settings,
         rng=jax.random.key(seed),
     )
-    progress = tqdm(latents, total=plan.num_chunks, desc="chunks", unit="chunk")
-    return decode_stream(pretrained.codec, iter(progress), plan.num_frames)
+    progress = tqdm(chunks, total=plan.num_chunks, desc="chunks", unit="chunk")
+    latents = (made.latents for made in progress)
+    return decode_stream(pretrained.codec, latents, plan.num_frames)
 
 
-def sample_latents(
+def sample_chunks(
     model: nn.Module,
     params: dict,
     prepared: Prepared,
@@ -114,8 +115,11 @@ def sample_latents(
     plan: Plan,
     settings: chunk.Settings,
     rng: PRNGKeyArray,
-) -> Iterator[Float[Array, "B _ H W C"]]:
-    """Yield the new latents of each chunk: F of the first, `stride` of the others."""
+) -> Iterator[VideoMotion]:
+    """Yield what is new in each chunk: F latents of the first, `stride` of the others.
+
+    Motion codes come along where the model has that stream.
+    """
     noise_rng, solver_rng = jax.random.split(rng)
     schedule = times.schedule(settings.num_steps, shift=settings.shift)
     shared = _shared_passes(model, params, prepared, settings)
@@ -139,10 +143,9 @@ def sample_latents(
         sample = chunk.sample_chunk(
             model, params, noise, passes, schedule, key, settings
         )
-        made = sample.latents
-        yield made if index == 0 else made[:, plan.overlap :]
+        yield sample if index == 0 else _cut_overlap(sample, plan.overlap)
         prefix = _cut_prefix(sample, plan.overlap)
-        anchor = made[:, :1] if index == 0 else anchor
+        anchor = sample.latents[:, :1] if index == 0 else anchor
 
 
 def decode_stream(
@@ -265,6 +268,14 @@ def _no_prefix(model: nn.Module, plan: Plan, item: tuple[int, ...]) -> VideoMoti
         frames = count_frames(plan.overlap)
         motion = jnp.zeros((batch, frames, model.cfg.motion_width))
     return VideoMotion(jnp.zeros((batch, plan.overlap, *cell)), motion)
+
+
+def _cut_overlap(sample: VideoMotion, overlap: int) -> VideoMotion:
+    """Leave out what the chunk before has shown."""
+    motion = sample.motion
+    if motion is not None:
+        motion = motion[:, count_frames(overlap) :]
+    return VideoMotion(sample.latents[:, overlap:], motion)
 
 
 def _cut_prefix(sample: VideoMotion, overlap: int) -> VideoMotion:

@@ -45,7 +45,7 @@ def prepared(plan: video.Plan, seed: int = 0) -> video.Prepared:
 
 def sample(plan, *, settings=SETTINGS, seed=0, inputs=None):
     _, params = tiny_weights.make_params()
-    return video.sample_latents(
+    made = video.sample_chunks(
         AvatarDiT(tiny_weights.CONFIG),
         params,
         inputs or prepared(plan),
@@ -53,6 +53,7 @@ def sample(plan, *, settings=SETTINGS, seed=0, inputs=None):
         settings=settings,
         rng=jax.random.key(seed),
     )
+    return (sample.latents for sample in made)
 
 
 @pytest.fixture
@@ -240,9 +241,9 @@ def test_a_reference_is_cached_once_for_all_chunks(monkeypatch):
     monkeypatch.setattr(chunk, "cache_reference", counted)
     inputs = prepared(plan).replace(reference=reference)
     model = AvatarDiT(config)
-    latents = video.sample_latents(
+    chunks = video.sample_chunks(
         model, params, inputs, plan=plan, settings=SETTINGS, rng=jax.random.key(0)
     )
-    assert len(list(latents)) == plan.num_chunks > 1
+    assert len(list(chunks)) == plan.num_chunks > 1
     assert len(passes) == 1
     assert isinstance(inner(*passes[0]), ReferenceCache)
