@@ -91,6 +91,7 @@ def test_packed_equals_masked(full):
         run(model, params, make_noisy(), T, packed),
         run(model, params, make_noisy(), T, masked),
         atol=1e-5,
+        rtol=1e-5,
     )
 
 

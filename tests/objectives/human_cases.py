@@ -18,7 +18,13 @@ FIRST = np.array([2, 3, 2, 3])
 CROPS = ((2, 3), (0, 0), (0, 6), (4, 1))
 VIEWS = ((1, 2), (0, 0), (0, 4), (2, 0))
 CONFIG = human_aware.HumanAwareConfig(
-    identity=0.5, motion=0.25, sync=2.0, perceptual=4.0, clips=B, ramp_steps=100
+    identity=0.5,
+    motion=0.25,
+    sync=2.0,
+    perceptual=4.0,
+    clips=B,
+    ramp_steps=100,
+    largest_time=0.5,
 )
 NAMES = ("identity", "motion", "sync", "perceptual")
 

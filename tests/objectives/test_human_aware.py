@@ -72,11 +72,17 @@ def test_the_square_follows_the_face(simple):
     assert (rows.min(), columns.min()) == (CROPS[0][0], CROPS[0][1] + 3)
 
 
-def test_noisy_clips_count_for_nothing_and_the_least_noisy_are_looked_at(simple):
+def test_noisy_clips_count_for_nothing_and_the_first_of_the_others_are_looked_at(
+    simple,
+):
     faces = make_faces(error=0.3)
     two = dataclasses.replace(CONFIG, clips=2)
     np.testing.assert_array_equal(
         gradient(faces, two).any((1, 2, 3, 4)), [True, False, True, False]
+    )
+    turned = faces.replace(t=jnp.asarray([0.45, 0.7, 0.3, 0.1]))
+    np.testing.assert_array_equal(
+        gradient(turned, two).any((1, 2, 3, 4)), [True, False, True, False]
     )
     late = faces.replace(t=jnp.asarray([0.5, 0.8, 0.6, 0.99]))
     loss, metrics = compare(late)
