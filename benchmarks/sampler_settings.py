@@ -62,8 +62,8 @@ def main() -> None:
             "style x chance": found.style_over_chance,
             "style distance": found.style_distance,
             "sync": demo_scores.correlate_lips(cases, frames, by.motion),
-            "sharpness": compare(texture.sharpness, frames, shown),
-            "motion": compare(texture.motion, frames, shown),
+            "sharpness": demo_scores.compare(texture.sharpness, frames, shown),
+            "motion": demo_scores.compare(texture.motion, frames, shown),
         }
         line = ", ".join(f"{name} {row.mean():.3f}" for name, row in figures.items())
         print(f"{text}: {line}; {seconds:.0f} s with compiling")
@@ -110,11 +110,6 @@ def generate(
         return list(frames), None
     codes = jnp.concatenate([sample.motion for sample in made], axis=1)
     return list(frames), np.asarray(codes)[:, : plan.num_frames]
-
-
-def compare(metric, ours: list, theirs: list) -> Float[np.ndarray, " cases"]:
-    """Return the ratios of a texture metric."""
-    return np.array([metric(a) / metric(b) for a, b in zip(ours, theirs, strict=True)])
 
 
 def print_codes(

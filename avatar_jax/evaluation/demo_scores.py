@@ -7,7 +7,7 @@ exact; who is seen and whose manner it is, `personality_scores` finds out.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -148,8 +148,8 @@ def score_cases(cases: Sequence[Case], judge: judges.Judge) -> Scores:
             "sync_correlation_wrong_speech": sync.case_correlations(other, spoken),
             "sync_correlation_codec_ceiling": sync.case_correlations(ceiling, spoken),
             "psnr_codec": _each(psnr, codec, [case.truth for case in cases]),
-            "sharpness_ratio": _ratio(texture.sharpness, made, codec),
-            "motion_ratio": _ratio(texture.motion, made, codec),
+            "sharpness_ratio": compare(texture.sharpness, made, codec),
+            "motion_ratio": compare(texture.motion, made, codec),
         },
         seen=seen,
         truth=truth,
@@ -219,5 +219,10 @@ def _each(metric, ours: list, theirs: list) -> Row:
     return np.array([metric(a, b) for a, b in zip(ours, theirs, strict=True)])
 
 
-def _ratio(metric, ours: list, theirs: list) -> Row:
+def compare(
+    metric: Callable[[UInt8[np.ndarray, "frames Y X 3"]], float],
+    ours: Sequence[UInt8[np.ndarray, "frames Y X 3"]],
+    theirs: Sequence[UInt8[np.ndarray, "frames Y X 3"]],
+) -> Row:
+    """Return the metric of each video over that of its truth, without unit."""
     return np.array([metric(a) / metric(b) for a, b in zip(ours, theirs, strict=True)])
