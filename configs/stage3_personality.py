@@ -3,7 +3,7 @@
   python -m avatar_jax.train --config configs/stage3_personality.py \\
       --config.init_from=runs/stage2 --workdir runs/stage3
 
-Hardware: 2 CPU cores (TINY), or any accelerator. Hours: 1 to 2 on the cores.
+Hardware: 2 CPU cores (TINY), or any accelerator. Hours: about 2 on the cores.
 Expect: `cases/identity_rank` falls from 10 towards 1, `cases/style_distance` falls more
 slowly, `cases/sync` returns to that of stage 2. References come from the target's own
 scene first, after 1,000 steps from other scenes alone. At step 0, with the reference
@@ -70,8 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
         face_weight=3.0,
         motion_weight=0.2,
     )
-    # Choice: by clip as flow matching counts them, ten times the design's weights; with
-    # those the judges added a fiftieth to the loss.
+    # Choice: above the design's weights (identity, motion ten times, sync three,
+    # perceptual fifty), with which the judges hardly moved the loss.
     human = human_aware.HumanAwareConfig(
         identity=0.5,
         motion=0.5,

@@ -224,5 +224,5 @@ def compare(
     ours: Sequence[UInt8[np.ndarray, "frames Y X 3"]],
     theirs: Sequence[UInt8[np.ndarray, "frames Y X 3"]],
 ) -> Row:
-    """Return the metric of each video over that of its truth, without unit."""
+    """Return each metric over that of the other video (here: the codec's); no unit."""
     return np.array([metric(a) / metric(b) for a, b in zip(ours, theirs, strict=True)])

@@ -130,7 +130,9 @@ class FlowMatching:
             conditions = conditions.replace(motion_time=ahead)
         noise = _draw_noise(noise_rng, x)
         noisy = path.interpolate(x, noise, motion_stream.all_times(t, conditions, x))
+        moving = None
         if self.motion_width:
+            moving = motion_stream.weigh(x.motion, batch.conditions)
             fed = motion_stream.feed_back(
                 self.model,
                 params["model"],
@@ -142,9 +144,6 @@ class FlowMatching:
                 rng=coin_rng,
             )
             conditions = conditions.replace(motion=fed)
-        moving = None
-        if self.motion_width:
-            moving = motion_stream.weigh(x.motion, batch.conditions)
         weight, mouth = self._weigh(batch)
         rows = jnp.mean(jnp.sum(weight, axis=(1, 2, 3, 4)))
         return FlowBatch(
