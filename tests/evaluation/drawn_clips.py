@@ -1,19 +1,13 @@
 """Clips of drawn faces whose mouths open by known curves, as records and as videos."""
 
 import cv2
-import jax
 import numpy as np
 from scipy import ndimage
 
-from avatar_jax import checkpoint
 from avatar_jax.evaluation import clip_cases
 from avatar_jax.media import faces
 from avatar_jax.models.codec import DCTCodec
-from avatar_jax.models.dit import AvatarDiT
-from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.models.speech import LogMel
 from avatar_jax.preparation import tiers
-from avatar_jax.sampling import pretrained
 
 SIZE, FRAMES = 64, 51
 FACE = np.array([14.0, 17.0, 50.0, 53.0], np.float32)
@@ -80,31 +74,3 @@ def show_as_generated(cases, shift):
     for number, case in enumerate(cases):
         shown = cases[(number + shift) % len(cases)].folder / "codec.mp4"
         (case.folder / "generated.mp4").write_bytes(shown.read_bytes())
-
-
-def save_weights(folder, *, reference_latents=0, **parts):
-    config = DiTConfig(
-        width=8,
-        mlp_width=12,
-        heads=1,
-        layers=1,
-        channels=64,
-        text_width=64,
-        audio_width=LogMel().width,
-        **parts,
-    )
-    card = pretrained.Card(
-        config=config,
-        size=SIZE,
-        chunk_latents=7,
-        text_length=5,
-        reference_latents=reference_latents,
-    )
-    draw = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: draw.normal(scale=0.1, size=s.shape).astype(np.float16),
-        pretrained.expected_shapes(AvatarDiT(config), card),
-    )
-    path = folder / "w.safetensors"
-    checkpoint.save_weights(path, params, card.to_metadata())
-    return path

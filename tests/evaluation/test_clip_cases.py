@@ -11,10 +11,10 @@ from drawn_clips import (
     draw_clip,
     opening,
     record,
-    save_weights,
     show_as_generated,
     speech,
 )
+from random_weights import save_random
 
 from avatar_jax import command, evaluate
 from avatar_jax.data import records, shards
@@ -40,7 +40,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights"))
+    return save_random(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.mark.parametrize("light, sway", [(1.0, 0.0), (0.6, 0.0), (1.0, 3.0)])

@@ -5,7 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from drawn_clips import FRAMES, SIZE, record, save_weights, show_as_generated
+from drawn_clips import FRAMES, SIZE, record, show_as_generated
+from random_weights import save_random
 
 from avatar_jax import command, evaluate
 from avatar_jax.data import records
@@ -28,7 +29,7 @@ def two_people(tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    return save_weights(folder, reference_latents=6, reference=True)
+    return save_random(folder, parts={"reference": True}, reference_latents=6)
 
 
 def test_references_are_swapped_to_all_others_and_scenes_stay(two_people, tmp_path):
@@ -129,7 +130,7 @@ def test_weights_without_reference_refuse_a_blanked_person(
     two_people, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
-    weights = save_weights(tmp_path)
+    weights = save_random(tmp_path)
     argv = ["clips", "--records", str(two_people), "--weights", str(weights)]
     argv += ["--out", str(tmp_path / "out"), "--blank-person"]
     assert command.run(evaluate.main, argv) == 2

@@ -3,18 +3,15 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
+from random_weights import save_random
 
-from avatar_jax import checkpoint, command, evaluate
+from avatar_jax import command, evaluate
 from avatar_jax.evaluation import demo_cases, demo_scores, judge_frames
 from avatar_jax.evaluation.metrics import sync
 from avatar_jax.media import decode
 from avatar_jax.models import judges
-from avatar_jax.models.dit import AvatarDiT
-from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.models.speech import LogMel
 from avatar_jax.sampling import pretrained
 
 CASES = 2
@@ -33,24 +30,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    config = DiTConfig(
-        width=8,
-        mlp_width=12,
-        heads=1,
-        layers=1,
-        channels=64,
-        text_width=4,
-        audio_width=LogMel().width,
-    )
-    card = pretrained.Card(config=config, size=64, chunk_latents=13, text_length=3)
-    draw = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: draw.normal(scale=0.1, size=s.shape).astype(np.float16),
-        pretrained.expected_shapes(AvatarDiT(config), card),
-    )
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    checkpoint.save_weights(path, params, card.to_metadata())
-    return path
+    return save_random(tmp_path_factory.mktemp("weights"), chunk_latents=13)
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import save_random
 
-from avatar_jax import checkpoint, command, evaluate
+from avatar_jax import command, evaluate
 from avatar_jax.data.talking_heads.motion import MOTION_NAMES
 from avatar_jax.evaluation import demo_scores, personality_scores, training_cases
 from avatar_jax.evaluation.metrics import identity, style
 from avatar_jax.media import decode
 from avatar_jax.models import faces, judges
-from avatar_jax.models.dit import AvatarDiT
-from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.models.speech import LogMel
 from avatar_jax.sampling import pretrained, video
 from avatar_jax.types import Reference
 
@@ -39,34 +37,13 @@ PERSONAL = {
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A random network that reads a reference and blanks the still."""
-    config = DiTConfig(
-        width=8,
-        mlp_width=12,
-        heads=1,
-        layers=1,
-        channels=64,
-        text_width=4,
-        audio_width=LogMel().width,
-        reference=True,
-        motion_width=len(MOTION_NAMES),
-    )
-    card = pretrained.Card(
-        config=config,
-        size=64,
-        chunk_latents=7,
-        text_length=3,
+    return save_random(
+        tmp_path_factory.mktemp("weights"),
+        parts={"reference": True, "motion_width": len(MOTION_NAMES)},
         reference_latents=6,
         segment_latents=3,
         blank_still=True,
     )
-    draw = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: draw.normal(scale=0.1, size=s.shape).astype(np.float16),
-        pretrained.expected_shapes(AvatarDiT(config), card),
-    )
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    checkpoint.save_weights(path, params, card.to_metadata())
-    return path
 
 
 @pytest.fixture(scope="module")
