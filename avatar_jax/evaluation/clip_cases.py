@@ -202,12 +202,11 @@ def _prepare(
     case: ClipCase, pretrained: Pretrained, plan: video.Plan, blank_person: bool
 ) -> video.Prepared:
     still, valid, known = case.still, None, case.reference
-    shown = person.portrait_clip(known.frames)
     if blank_person:
         cell = pretrained.patch_side
         still, valid = pictures.blank_person(still, case.still_box, cell=cell)
-        found = np.ones(len(known.frames), bool)  # records do not say where it was not
-        shown = person.PersonClip(known.frames, known.boxes, found, known.wave)
+    found = np.ones(len(known.frames), bool)  # records do not say where it was not
+    shown = person.PersonClip(known.frames, known.boxes, found, known.wave)
     return request.encode(
         pretrained,
         still=still,

@@ -12,7 +12,7 @@ from avatar_jax import command, evaluate
 from avatar_jax.data import records
 from avatar_jax.evaluation import clip_cases, clip_identity
 from avatar_jax.media import decode
-from avatar_jax.sampling import pretrained
+from avatar_jax.sampling import pretrained, request
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +79,46 @@ def test_one_person_alone_is_not_sought(tmp_path):
     assert clip_identity.read_gallery(tmp_path) is None
 
 
-def test_a_blanked_person_is_known_from_the_reference_alone(
-    two_people, weights, tmp_path
-):
-    cases = clip_cases.read_cases(two_people, tmp_path, size=SIZE, limit=2)
+@pytest.fixture
+def cases(two_people, tmp_path):
+    return clip_cases.read_cases(two_people, tmp_path, size=SIZE, limit=2)
+
+
+def make(cases, weights, *, blank_person):
     loaded = pretrained.load(weights)
     settings = pretrained.choose_settings(loaded.card, num_steps=1)
-    how = {"settings": settings, "seed": 0, "blank_person": True}
+    how = {"settings": settings, "seed": 0, "blank_person": blank_person}
+    clip_cases.generate_cases(cases, loaded, **how)
+    return [clip_cases.read_video(case, "generated") for case in cases]
 
-    def made(cases):
-        clip_cases.generate_cases(cases, loaded, **how)
-        return [clip_cases.read_video(case, "generated") for case in cases]
 
-    own = made(cases)
+@pytest.mark.parametrize("blank_person", [True, False])
+def test_a_blanked_person_is_known_from_the_reference_alone(
+    cases, weights, blank_person
+):
+    own = make(cases, weights, blank_person=blank_person)
     repainted = [replace_face(case) for case in cases]
-    np.testing.assert_array_equal(made(repainted), own)
-    assert (made(clip_cases.swap_references(cases))[0] != own[0]).any()
+    same = np.array_equal(make(repainted, weights, blank_person=blank_person), own)
+    assert same == blank_person
+    swapped = clip_cases.swap_references(cases)
+    assert (make(swapped, weights, blank_person=blank_person)[0] != own[0]).any()
+
+
+@pytest.mark.parametrize("blank_person", [True, False])
+def test_a_reference_has_its_own_speech_and_boxes(
+    cases, weights, monkeypatch, blank_person
+):
+    given, encode = [], request.encode
+
+    def recorded(*args, person, **told):
+        given.extend(person)
+        return encode(*args, person=person, **told)
+
+    monkeypatch.setattr(request, "encode", recorded)
+    make(cases, weights, blank_person=blank_person)
+    for clip, case in zip(given, cases, strict=True):
+        np.testing.assert_array_equal(clip.wave, case.reference.wave)
+        np.testing.assert_array_equal(clip.boxes, case.reference.boxes)
 
 
 def replace_face(case):
