@@ -56,19 +56,20 @@ class Gallery:
 def read_gallery(dataset: Path) -> Gallery | None:
     """Describe up to `_CLIPS` train clips of each person; None: there is one alone."""
     tier = records.read_tier(records.tier_directory(dataset, records.MEDIA), "train")
-    by_person: dict[str, list[dict]] = {}
-    for _, record in clip_cases.readable(tier, len(tier)):
-        by_person.setdefault(record["person"], []).append(record)
+    by_person: dict[str, list[int]] = {}
+    for index, record in clip_cases.readable(tier, len(tier)):
+        by_person.setdefault(record["person"], []).append(index)
     if len(by_person) < 2:
         return None
     clips = {}
     for person, own in by_person.items():
         spread = np.unique(np.linspace(0, len(own) - 1, _CLIPS).round().astype(int))
+        chosen = (tier[own[place]] for place in spread)  # one in memory at a time
         clips[person] = {
-            own[i]["key"]: _look(
-                decode.decode_bytes(own[i]["video"]), own[i]["face_boxes"]
+            record["key"]: _look(
+                decode.decode_bytes(record["video"]), record["face_boxes"]
             )
-            for i in spread
+            for record in chosen
         }
     return Gallery(clips)
 
