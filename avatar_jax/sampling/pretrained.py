@@ -101,10 +101,16 @@ def choose_settings(
 ) -> chunk.Settings:
     """Return the sampler's settings; what is None is the weights' own choice.
 
-    Weights that know no motion codes are not guided by any.
+    Raises:
+      InputError: guidance by motion codes that the weights do not know.
     """
     if motion_guidance is None:
         motion_guidance = card.motion_guidance
+    if motion_guidance != 1 and not card.motion:
+        raise InputError(
+            "expected a motion guidance of 1, since these weights know no motion "
+            f"codes, came {motion_guidance}; leave it at 1."
+        )
     return chunk.Settings(
         num_steps=card.num_steps if num_steps is None else num_steps,
         shift=card.shift if shift is None else shift,
@@ -113,7 +119,7 @@ def choose_settings(
         scales=guidance.Scales(
             audio=card.audio_guidance if audio_guidance is None else audio_guidance,
             text=text_guidance,
-            motion=motion_guidance if card.motion else 1.0,
+            motion=motion_guidance,
         ),
     )
 

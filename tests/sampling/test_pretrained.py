@@ -79,6 +79,25 @@ def test_encoders_of_a_person_are_loaded_with_the_weights(tmp_path):
         pretrained.load(write(tmp_path / "short.safetensors", short, params))
 
 
+def test_guidance_by_codes_that_weights_do_not_know_is_refused(made):
+    blind, _ = made
+    knowing = dataclasses.replace(blind, motion="procedural")
+    with pytest.raises(InputError, match=r"guidance of 1.* no motion codes, came 2\.0"):
+        pretrained.choose_settings(blind, motion_guidance=2.0)
+    assert pretrained.choose_settings(blind).scales.motion == 1
+    told = pretrained.choose_settings(knowing, motion_guidance=2.0)
+    assert told.scales.motion == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"shift": 0.0}, {"motion_lead": 0.5}, {"motion_guidance": 0.5}]
+)
+def test_a_card_with_impossible_settings_is_refused(made, change):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"{name}={value}.*at least 1"):
+        dataclasses.replace(made[0], **change)
+
+
 @pytest.mark.parametrize(
     "parts",
     [
