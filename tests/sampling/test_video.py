@@ -161,6 +161,42 @@ def test_guidance_moves_the_sample_away_from_the_silent_one():
     assert np.isfinite(guided).all() and not np.allclose(plain, guided)
 
 
+def test_guidance_by_codes_moves_pictures_away_from_those_without_and_not_the_codes():
+    config = dataclasses.replace(tiny_weights.CONFIG, reference=True, motion_width=5)
+    _, params = tiny_weights.make_params(config)
+    plan, shown = video.Plan(9, chunk_latents=3), jnp.ones(BATCH, bool)
+    draw = np.random.default_rng(2).normal
+    reference = Reference(
+        latents=jnp.ones((BATCH, 2, SIDE, SIDE, config.channels)),
+        valid=jnp.ones((BATCH, 2, 1, 1), bool),
+        segment_ids=jnp.zeros((BATCH, 2), int),
+        motion=jnp.asarray(draw(size=(BATCH, 8, 5)), jnp.float32),
+        motion_valid=shown,
+    )
+
+    def run(seen, **scales):
+        told = prepared(plan).replace(
+            motion_valid=seen, reference=reference.replace(motion_valid=seen)
+        )
+        made = video.sample_chunks(
+            AvatarDiT(config),
+            params,
+            told,
+            plan=plan,
+            settings=chunk.Settings(num_steps=1, scales=guidance.Scales(**scales)),
+            rng=jax.random.key(0),
+        )
+        return next(made)
+
+    plain, without, guided = run(shown), run(~shown), run(shown, motion=3.0)
+    away = plain.latents - without.latents
+    assert np.abs(away).max() > 0.01
+    assert np.abs(plain.motion - without.motion).max() > 0.01
+    # Of one step, what holds for velocities holds for samples.
+    np.testing.assert_allclose(guided.latents, plain.latents + 2 * away, atol=1e-4)
+    np.testing.assert_allclose(guided.motion, plain.motion, atol=1e-5)
+
+
 def test_codes_run_ahead_and_are_not_guided():
     seen = []
 
