@@ -104,6 +104,8 @@ class ClipSource:
         mates = self.mates.find(target, cross_scene=cross, usable=usable)
         mates = rng.permutation(mates)
         others = [self.read_next(mates, place)[1] for place in range(segments)]
+        if any(o.motion is not None and o.motion_read is None for o in others):
+            self._say_exact()
         return Pair(record, tuple(others))
 
     def read(self, index: int) -> transforms.Record:
@@ -114,8 +116,6 @@ class ClipSource:
                 f"record {index} of {self.directory} is {latents['key']!r} in one tier "
                 f"and {features['key']!r} in the other: prepare the dataset again."
             )
-        if "motion" in features and "motion_read" not in features:
-            self._say_exact()
         arrays = {name: latents[name] for name in LATENT_FIELDS}
         return transforms.Record(
             key=latents["key"],

@@ -197,6 +197,17 @@ def test_a_reference_moves_as_was_read_and_its_target_as_is_exact(folder, tmp_pa
         assert_same(read.replace(conditions=unread), exact)
 
 
+def test_exact_codes_are_named_once_where_a_reference_shows_them(
+    folder, tmp_path, caplog
+):
+    take(make(folder), 2)  # without references
+    seen = write_dataset(tmp_path / "seen", lengths=LENGTHS, motion_read=True)
+    take(make(seen, **ALL), 2)
+    assert "exact" not in caplog.text
+    take(make(folder, **ALL), 2)
+    assert caplog.text.count("references show exact") == 1
+
+
 def test_conditions_are_dropped_at_their_rates_and_together(folder):
     rates = {
         "buckets": ((3, 100, 1.0),),
