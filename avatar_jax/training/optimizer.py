@@ -16,8 +16,11 @@ from optax.contrib import MuonDimensionNumbers
 
 Tree = Any
 
-# The first and last maps, whose one side is the data's own channels.
-_INPUT_OR_OUTPUT = re.compile(r"(patch|head)[^/]*/|embedding/kernel$")
+# The first and last maps, whose one side is the data's own channels; all of the head
+# that makes latents counts as last.
+_INPUT_OR_OUTPUT = re.compile(
+    r"(^|/)(patch|head)[^/]*/|(^|/)motion_head/codes/|embedding/kernel$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
