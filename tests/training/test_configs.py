@@ -80,6 +80,7 @@ BAD = {
     "--config.data.buckets=((4,32),)": "expected buckets of",
     "--config.data.buckets=((2,4,1.0),)": "expected buckets of",
     "--config.sampler.num_steps=0": "num_steps=0",
+    f"{PERSONALITY} --config.sampler.motion_lead=0.5": "motion_lead=0.5",
     f"{PERSONALITY} --config.data.reference.segment_latents=0": (
         "model.reference=True, but data.reference.segment_latents=0; set both"
     ),
