@@ -43,7 +43,8 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
     objective, judged = flow, values.pop("human", None)
     if judged is not None:
         human = build(human_aware.HumanAwareConfig, judged)
-        objective = personality.Personality(flow, video, human)
+        if not flow.config.motion_alone:  # else there are no pictures to judge
+            objective = personality.Personality(flow, video, human)
     rates = build(optimizer.OptimizerConfig, values.pop("optimizer"))
     preview, cases = values.pop("preview"), values.pop("cases", None)
     known = values.pop("sampler") | _describe(model.cfg, data, video)

@@ -70,6 +70,7 @@ class ReferenceCache:
     k: Leaf  # layers B R N K, after norm and rotary
     v: Leaf  # layers B R N K
     valid: Leaf  # B R bool
+    manner: Leaf = None  # B D, how the person moves; None where the stream is off
 
 
 @struct.dataclass

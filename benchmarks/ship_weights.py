@@ -1,7 +1,7 @@
 """Turn a run's weights into package data: half precision, with sampler settings.
 
   python -m benchmarks.ship_weights runs/stage3 --steps 4 --overshoot 1 --shift 2 \\
-      --audio-guidance 1.25 --motion-lead 4 --motion-guidance 2
+      --audio-guidance 1.25 --motion-lead 2 --motion-guidance 2
 
 The settings were chosen with `benchmarks.sampler_settings`; docs/tiny.md says why.
 """

@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from avatar_jax.flow import path
-from avatar_jax.models import block, detail, embed, motion, tokens
+from avatar_jax.models import block, detail, embed, motion_head, tokens
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.nn import norms
 from avatar_jax.types import (
@@ -56,7 +56,9 @@ class AvatarDiT(nn.Module):
                 cfg.patch**2 * cfg.channels, dtype=cfg.compute_dtype, kernel_init=zeros
             )
         if cfg.motion_width:
-            self.motion_head = motion.MotionHead(cfg.motion_width, cfg.compute_dtype)
+            self.motion_head = motion_head.MotionHead(
+                cfg.motion_width, cfg.width, cfg.heads, cfg.compute_dtype
+            )
 
     def __call__(
         self, noisy: VideoMotion, t: Float[Array, " B"], conditions: Conditions
@@ -84,9 +86,53 @@ class AvatarDiT(nn.Module):
 
         layers = (self.blocks, reference.k, reference.v)
         x, _ = jax.lax.scan(self._remat(body), x, layers)
-        own_time = conditions.code_time(t) if self.cfg.motion_width else None
-        times = VideoMotion(t, own_time)
-        return self._read_out(x, cells, noisy, times, time, context.motion)
+        frames = noisy.latents.shape[1]
+        patches = rearrange(x, "B (F P) D -> B F P D", F=frames + 1)[:, :-1]  # no still
+        latents = self._read_out(patches, cells, noisy, time)
+        out = VideoMotion(latents.astype(jnp.float32))
+        if self.cfg.motion_width:
+            pooled, manner = patches.mean(2), reference.manner
+            codes = self._predict_codes(noisy.motion, t, conditions, manner, pooled)
+            out = out.replace(motion=codes)
+        if self.cfg.prediction == "velocity":
+            return out
+        noisy = noisy.replace(motion=None if out.motion is None else noisy.motion)
+        times = VideoMotion(t, None if out.motion is None else conditions.code_time(t))
+        floor = self.cfg.time_floor
+        return jax.tree.map(
+            lambda x, o, t: _velocity_of_clean(x, o, t, floor), noisy, out, times
+        )
+
+    def move(
+        self,
+        codes: Float[Array, "B frames Dm"],
+        t: Float[Array, " B"],
+        conditions: Conditions,
+    ) -> Float[Array, "B frames Dm"]:
+        """Predict the velocity of noisy codes without the trunk, as if it saw nothing.
+
+        Args:
+          t: of the video; the codes' own where `conditions.motion_time` says it.
+          conditions: of those, speech, codes and the reference's codes count.
+
+        Raises:
+          ValueError: if the model was built without a motion stream.
+        """
+        if not self.cfg.motion_width:
+            raise ValueError("This model has no motion stream; set motion_width.")
+        reference = conditions.reference
+        if reference is None:
+            reference = self._empty_cache(len(codes))
+        manner = (
+            self.embed.embed_manner(reference)
+            if isinstance(reference, Reference)
+            else reference.manner
+        )
+        out = self._predict_codes(codes, t, conditions, manner, None)
+        if self.cfg.prediction == "velocity":
+            return out
+        own_time = conditions.code_time(t)
+        return _velocity_of_clean(codes, out, own_time, self.cfg.time_floor)
 
     def cache_reference(
         self, reference: Reference, null_text: Float[Array, "B L M"] | None
@@ -113,7 +159,8 @@ class AvatarDiT(nn.Module):
             present = jnp.any(reference.identity != 0, -1) & jnp.any(valid, -1)
             tokens_valid = jnp.repeat(present[:, None], self.cfg.identity_tokens, 1)
             valid = jnp.concatenate([valid, tokens_valid], 1)
-        return ReferenceCache(k=k, v=v, valid=valid)
+        manner = self.embed.embed_manner(reference)
+        return ReferenceCache(k=k, v=v, valid=valid, manner=manner)
 
     def _run(self, params: Any, method: Any, *args: Any) -> Any:
         layer = block.Block(self.cfg, parent=None)
@@ -126,37 +173,60 @@ class AvatarDiT(nn.Module):
         cfg = self.cfg
         shape = (cfg.layers, batch, 0, cfg.heads, cfg.head_dim)
         empty = jnp.zeros(shape, cfg.compute_dtype)
-        return ReferenceCache(k=empty, v=empty, valid=jnp.zeros((batch, 0), bool))
+        manner = None
+        if cfg.motion_width:
+            manner = jnp.zeros((batch, cfg.width), cfg.compute_dtype)
+        nothing = jnp.zeros((batch, 0), bool)
+        return ReferenceCache(k=empty, v=empty, valid=nothing, manner=manner)
+
+    def _predict_codes(
+        self,
+        noisy: Float[Array, "B frames Dm"],
+        t: Float[Array, " B"],
+        conditions: Conditions,
+        manner: Float[Array, "B D"],
+        pooled: Float[Array, "B F D"] | None,
+    ) -> Float[Array, "B frames Dm"]:
+        """Ask the motion head."""
+        batch, frames = noisy.shape[:2]
+        speech, width = None, self.cfg.audio_width
+        if width:
+            rows, valid = conditions.audio, conditions.audio_valid
+            if rows is None:
+                rows = jnp.zeros((batch, frames, width))
+                valid = jnp.zeros((batch,), bool)
+            speech = rows, jnp.ones((batch,), bool) if valid is None else valid
+        pair = tokens.place_codes(noisy, conditions)
+        return self.motion_head(
+            *pair,
+            conditions.code_time(t),
+            manner=manner,
+            speech=speech,
+            pooled=pooled,
+        ).astype(jnp.float32)
 
     def _read_out(
         self,
-        x: Float[Array, "B T D"],
+        patches: Float[Array, "B F P D"],
         cells: Float[Array, "B F H W I"],
         noisy: VideoMotion,
-        times: VideoMotion,
         time: Float[Array, "B D"],
-        motion_tokens: Float[Array, "B F 4 D"] | None,
-    ) -> VideoMotion:
-        """Turn the generated rows into velocities of latents and of motion codes."""
+    ) -> Float[Array, "B F H W C"]:
+        """Turn the generated rows into the prediction of latents."""
         cfg = self.cfg
-        frames, height, width = noisy.latents.shape[1:4]
-        h, w = height // cfg.patch, width // cfg.patch
-        x = x[:, : frames * h * w]  # without the still
+        frames, height = noisy.latents.shape[1:3]
+        x = rearrange(patches, "B F P D -> B (F P) D")
         table = self.head_modulation[None] + time[:, None]  # B 2 D
         y = norms.modulate(x, table[:, :1], table[:, 1:])
         if cfg.detail_width:
-            latents = self.head(y, cells, time)
-        else:
-            patches = rearrange(self.head(y), "B (F h w) P -> B F h w P", F=frames, h=h)
-            latents = tokens.unpatchify(patches, cfg.patch)
-        out = VideoMotion(latents=latents.astype(jnp.float32))
-        if cfg.motion_width:
-            pooled = rearrange(x, "B (F P) D -> B F P D", F=frames)
-            codes = self.motion_head(pooled, motion_tokens).astype(jnp.float32)
-            out = out.replace(motion=codes)
-        if cfg.prediction == "velocity":
-            return out
-        return _velocity_of_clean(noisy, out, times, cfg.time_floor)
+            return self.head(y, cells, time)
+        cut = rearrange(
+            self.head(y),
+            "B (F h w) P -> B F h w P",
+            F=frames,
+            h=height // cfg.patch,
+        )
+        return tokens.unpatchify(cut, cfg.patch)
 
     def _example_reference(self, noisy: VideoMotion) -> Reference:
         """Return one empty reference latent, so that `init` makes every parameter."""
@@ -174,8 +244,11 @@ class AvatarDiT(nn.Module):
 
 
 def _velocity_of_clean(
-    noisy: VideoMotion, output: VideoMotion, times: VideoMotion, floor: float
-) -> VideoMotion:
+    noisy: Float[Array, "B ..."],
+    output: Float[Array, "B ..."],
+    t: Float[Array, " B"],
+    floor: float,
+) -> Float[Array, "B ..."]:
     """Read the output as a clean estimate, preconditioned; return its velocity.
 
       x^ = c_skip x_t + c_out o,   c_skip = (1 - t) / s^2,  c_out = t / s,
@@ -185,12 +258,7 @@ def _velocity_of_clean(
     of variance 1: an output of zero is then the best linear guess at every t.) The
     floor is there as the quotient loses its digits at 0.
     """
-    noisy = noisy.replace(motion=None if output.motion is None else noisy.motion)
-
-    def divide(x: Array, out: Array, t: Float[Array, " B"]) -> Array:
-        variance = jnp.square(1 - t) + jnp.square(t)
-        skip, scale = (1 - t) / variance, t * jax.lax.rsqrt(variance)
-        estimate = path.expand(skip, x) * x + path.expand(scale, x) * out
-        return (x - estimate) / path.expand(jnp.maximum(t, floor), x)
-
-    return jax.tree.map(divide, noisy, output, times)
+    variance = jnp.square(1 - t) + jnp.square(t)
+    skip, scale = (1 - t) / variance, t * jax.lax.rsqrt(variance)
+    estimate = path.expand(skip, noisy) * noisy + path.expand(scale, noisy) * output
+    return (noisy - estimate) / path.expand(jnp.maximum(t, floor), noisy)

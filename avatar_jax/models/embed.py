@@ -43,6 +43,8 @@ class Embed(nn.Module):
             self.audio_slots = self.param("audio_slots", unit, shape)
         if cfg.motion_width:
             self.motion = motion.MotionTokens(cfg.width, dtype)
+            if cfg.reference:
+                self.manner = motion.Manner(cfg.width, dtype)
         if cfg.guidance_scales:
             self.guidance = nn.Dense(cfg.width, kernel_init=zeros)
         if cfg.reference:
@@ -122,13 +124,22 @@ class Embed(nn.Module):
         )
         return nn.with_logical_constraint(self.patch(rows.patches), ROWS), context
 
+    def embed_manner(self, reference: Reference) -> Float[Array, "B D"] | None:
+        """Return how the person of a reference moves; None without a motion stream."""
+        if not self.cfg.motion_width:
+            return None
+        if reference.motion is None:
+            batch = reference.latents.shape[0]
+            return jnp.zeros((batch, self.cfg.width), self.cfg.compute_dtype)
+        return self.manner(reference)
+
     def _target_patches(
         self, latents: Float[Array, "B F H W C"], conditions: Conditions
     ) -> tuple[Float[Array, "B rows h w P"], Bool[Array, "B h w"]]:
         """Place the prefix, append the still and the flags, cut into patches."""
         cfg = self.cfg
         batch, _, height, width, _ = latents.shape
-        latents, is_clean = place_prefix(latents, conditions)
+        latents, is_clean = tokens.place_prefix(latents, conditions)
         grid = (batch, height // cfg.patch, width // cfg.patch)
         still, valid = conditions.still, conditions.still_valid
         if still is None:
@@ -216,15 +227,10 @@ class Embed(nn.Module):
             return None
         if noisy.motion is None:
             raise ValueError("The motion stream is on; give noisy.motion codes.")
-        estimate = conditions.motion
-        estimate = jnp.zeros_like(noisy.motion) if estimate is None else estimate
         if conditions.motion_time is not None:
             time = self._embed_time(conditions.motion_time, conditions.guidance)
-        # Codes that equal their estimate are clean, as those of reference rows are.
-        codes, estimate = (
-            place_prefix_codes(c, conditions) for c in (noisy.motion, estimate)
-        )
-        return _keep(self.motion(codes, estimate, time), conditions.motion_valid)
+        pair = tokens.place_codes(noisy.motion, conditions)
+        return _keep(self.motion(*pair, time), conditions.motion_valid)
 
     def _embed_reference_motion(
         self, reference: Reference, time: Float[Array, "1 D"]
@@ -249,39 +255,6 @@ class Embed(nn.Module):
             return None
         out = self.identity(reference.identity)
         return rearrange(out, "B (i D) -> B i D", i=self.cfg.identity_tokens)
-
-
-def place_prefix(
-    latents: Float[Array, "B F H W C"], conditions: Conditions
-) -> tuple[Float[Array, "B F H W C"], Bool[Array, "B F"]]:
-    """Put the clean prefix at the first positions; say which frames it fills."""
-    batch, frames = latents.shape[:2]
-    if conditions.prefix is None:
-        return latents, jnp.zeros((batch, frames), bool)
-    length = conditions.prefix.shape[1]
-    is_clean = _has_prefix(conditions) & (jnp.arange(frames) < length)[None]
-    tail = ((0, 0), (0, frames - length), (0, 0), (0, 0), (0, 0))
-    prefix = jnp.pad(conditions.prefix, tail)
-    return jnp.where(is_clean[..., None, None, None], prefix, latents), is_clean
-
-
-def place_prefix_codes(
-    codes: Float[Array, "B frames Dm"], conditions: Conditions
-) -> Float[Array, "B frames Dm"]:
-    """Put the prefix's clean motion codes, where there are any, at the first frames."""
-    if conditions.prefix is None or conditions.prefix_motion is None:
-        return codes
-    frames, length = codes.shape[1], conditions.prefix_motion.shape[1]
-    prefix = jnp.pad(conditions.prefix_motion, ((0, 0), (0, frames - length), (0, 0)))
-    is_clean = _has_prefix(conditions) & (jnp.arange(frames) < length)[None]
-    return jnp.where(is_clean[..., None], prefix, codes)
-
-
-def _has_prefix(conditions: Conditions) -> Bool[Array, "B 1"]:
-    valid = conditions.prefix_valid
-    if valid is None:
-        valid = jnp.ones((conditions.prefix.shape[0],), bool)
-    return valid[:, None]
 
 
 def _keep(

@@ -1,4 +1,4 @@
-"""The motion representation stream: codes in, an injection per block, codes out.
+"""The motion representation stream: codes in, an injection per block.
 
 The stream is a target and a condition at once (Avatar V 2.1). What is injected into
 generated rows is the pair (m_t, m^): the noisy codes and the model's own clean
@@ -6,20 +6,60 @@ estimate, zero where there is none; reference rows carry the pair (m, m) of thei
 codes. The embedding also knows the codes' own time, that of `Conditions.motion_time` on
 generated rows, 0 on reference rows. Convolutions do not cross from one segment of a
 reference into the next.
+
+Rows read a reference code by code; how much and how fast its person moves is in no one
+code. `Manner` says it, once per reference:
+
+  (1) s = (mean of c; log(deviation of c + e); log(mean |c_f+1 - c_f| + e))
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from avatar_jax.models import audio
 from avatar_jax.nn import attention, norms
-from avatar_jax.types import FRAMES_PER_LATENT
+from avatar_jax.types import FRAMES_PER_LATENT, Reference
 
 KERNEL = 3  # frames of each causal convolution
-HEAD_KERNEL = 9  # frames of each convolution of the head, half of them later ones
+LEAST = 0.05  # e of eq. 1, of codes that have a deviation of 1 over all people
+
+
+class Manner(nn.Module):
+    """Embed the statistics of a reference's codes; zeros where they are dropped.
+
+    Choice: statistics, as a few rows of attention average codes, not their squares.
+    Without them a small network took over the means of the reference's codes, and
+    neither their spread nor their speed.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, reference: Reference) -> Float[Array, "B D"]:
+        """Read eq. 1 over the frames of which a row is valid, changes inside segments.
+
+        Nothing here knows t.
+        """
+        codes, valid = reference.motion, reference.valid.any((2, 3))
+        if reference.motion_valid is not None:
+            valid = valid & reference.motion_valid[:, None]
+        valid, ids = (
+            jnp.repeat(x, FRAMES_PER_LATENT, axis=1)
+            for x in (valid, reference.segment_ids)
+        )
+        mean = _mean(codes, valid)
+        spread = jnp.sqrt(_mean(jnp.square(codes - mean[:, None]), valid))
+        steady = valid[:, 1:] & valid[:, :-1] & (ids[:, 1:] == ids[:, :-1])
+        change = _mean(jnp.abs(jnp.diff(codes, axis=1)), steady)
+        logs = (jnp.log(x + LEAST) for x in (spread, change))
+        said = jnp.concatenate([mean, *logs], -1)
+        y = nn.Dense(self.width, dtype=self.dtype, name="enter")(said)
+        y = nn.Dense(self.width, dtype=self.dtype, name="mix")(jax.nn.silu(y))
+        return jnp.where(valid.any(1)[:, None], y, 0)
 
 
 class MotionTokens(nn.Module):
@@ -120,40 +160,12 @@ class MotionInjection(nn.Module):
         return layer.attend(q, k, v)[:, :, 0]
 
 
-class MotionHead(nn.Module):
-    """Predict each frame's codes from its own token and its latent's pooled rows.
-
-    Two convolutions look at the frames around it: codes are smooth in time.
-    """
-
-    motion_width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B F P D"], tokens: Float[Array, "B F 4 D"]
-    ) -> Float[Array, "B frames Dm"]:
-        """Return four codes per latent frame and one for the first.
-
-        Args:
-          x: rows after the last block.
-          tokens: of the noisy codes, which rows see only mixed.
-        """
-        width = x.shape[-1]
-        pooled = norms.layer_norm(x.mean(2))
-        y = nn.Dense(FRAMES_PER_LATENT * width, dtype=self.dtype, name="pooled")(pooled)
-        y = rearrange(y, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT)
-        y = y + nn.Dense(width, dtype=self.dtype, name="token")(tokens)
-        y = rearrange(y, "B F a D -> B (F a) D")[:, FRAMES_PER_LATENT - 1 :]
-        zeros = nn.initializers.zeros
-        around = (HEAD_KERNEL,)
-        mixed = nn.Conv(width, around, dtype=self.dtype, name="near")(jax.nn.silu(y))
-        y = y + nn.Conv(width, around, dtype=self.dtype, kernel_init=zeros, name="far")(
-            jax.nn.silu(mixed)
-        )
-        return nn.Dense(
-            self.motion_width, dtype=self.dtype, kernel_init=zeros, name="codes"
-        )(jax.nn.silu(y))
+def _mean(
+    x: Float[Array, "B frames Dm"], valid: Bool[Array, "B frames"]
+) -> Float[Array, "B Dm"]:
+    """Average over the valid frames; 0 where there are none."""
+    count = jnp.maximum(valid.sum(1), 1)[:, None]
+    return jnp.where(valid[..., None], x, 0).sum(1) / count
 
 
 def _shift(

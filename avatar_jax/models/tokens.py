@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from avatar_jax.types import Reference
+from avatar_jax.types import Conditions, Reference
 
 REFERENCE_TIME = 256  # temporal position at which every reference segment restarts
 FACE_TIME = 512  # temporal position of the first face crop
@@ -187,3 +187,51 @@ def _reference_channels(
 ) -> Float[Array, "B F H W X"]:
     flagged = add_flags(latents, reference=1.0)
     return jnp.pad(flagged, ((0, 0),) * 4 + ((0, extra),))
+
+
+def place_prefix(
+    latents: Float[Array, "B F H W C"], conditions: Conditions
+) -> tuple[Float[Array, "B F H W C"], Bool[Array, "B F"]]:
+    """Put the clean prefix at the first positions; say which frames it fills."""
+    batch, frames = latents.shape[:2]
+    if conditions.prefix is None:
+        return latents, jnp.zeros((batch, frames), bool)
+    length = conditions.prefix.shape[1]
+    is_clean = _has_prefix(conditions) & (jnp.arange(frames) < length)[None]
+    tail = ((0, 0), (0, frames - length), (0, 0), (0, 0), (0, 0))
+    prefix = jnp.pad(conditions.prefix, tail)
+    return jnp.where(is_clean[..., None, None, None], prefix, latents), is_clean
+
+
+def place_prefix_codes(
+    codes: Float[Array, "B frames Dm"], conditions: Conditions
+) -> Float[Array, "B frames Dm"]:
+    """Put the prefix's clean motion codes, where there are any, at the first frames."""
+    if conditions.prefix is None or conditions.prefix_motion is None:
+        return codes
+    frames, length = codes.shape[1], conditions.prefix_motion.shape[1]
+    prefix = jnp.pad(conditions.prefix_motion, ((0, 0), (0, frames - length), (0, 0)))
+    is_clean = _has_prefix(conditions) & (jnp.arange(frames) < length)[None]
+    return jnp.where(is_clean[..., None], prefix, codes)
+
+
+def place_codes(
+    noisy: Float[Array, "B frames Dm"], conditions: Conditions
+) -> tuple[Float[Array, "B frames Dm"], Float[Array, "B frames Dm"]]:
+    """Return noisy codes and their estimate, with the prefix's clean codes in both.
+
+    Codes that equal their estimate are clean, as those of reference rows are.
+    """
+    estimate = conditions.motion
+    estimate = jnp.zeros_like(noisy) if estimate is None else estimate
+    return (
+        place_prefix_codes(noisy, conditions),
+        place_prefix_codes(estimate, conditions),
+    )
+
+
+def _has_prefix(conditions: Conditions) -> Bool[Array, "B 1"]:
+    valid = conditions.prefix_valid
+    if valid is None:
+        valid = jnp.ones((conditions.prefix.shape[0],), bool)
+    return valid[:, None]

@@ -22,6 +22,7 @@ the codes at an earlier time (without gradient), as at every sampling step but t
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -52,6 +53,7 @@ class FlowMatchingConfig:
       self_feeding: share of batches in which the motion estimate is fed back.
       motion_ahead: the codes' time is t shifted by a uniform draw.
       uniform_times: share of examples whose t is uniform.
+      motion_alone: only codes are predicted and compared, without the trunk.
     """
 
     shift: float = 1.0
@@ -64,6 +66,7 @@ class FlowMatchingConfig:
     self_feeding: float = 0.5
     motion_ahead: bool = False
     uniform_times: float = 0.0
+    motion_alone: bool = False
 
     def __post_init__(self) -> None:
         if self.loss_space not in ("velocity", "clean"):
@@ -134,8 +137,7 @@ class FlowMatching:
         if self.motion_width:
             moving = motion_stream.weigh(x.motion, batch.conditions)
             fed = motion_stream.feed_back(
-                self.model,
-                params["model"],
+                functools.partial(self._apply, params),
                 x,
                 noise,
                 t,
@@ -197,26 +199,43 @@ class FlowMatching:
         return self.compare(self.predict(params, prepared), prepared)
 
     def predict(self, params: base.Players, prepared: FlowBatch) -> VideoMotion:
-        """Return the network's velocity."""
-        return self.model.apply(
-            {"params": params["model"]}, prepared.noisy, prepared.t, prepared.conditions
-        )
+        """Return the network's velocity; with `motion_alone` zero for latents."""
+        return self._apply(params, prepared.noisy, prepared.t, prepared.conditions)
+
+    def _apply(
+        self,
+        params: base.Players,
+        noisy: VideoMotion,
+        t: Float[Array, " B"],
+        conditions: Conditions,
+    ) -> VideoMotion:
+        variables = {"params": params["model"]}
+        if not self.config.motion_alone:
+            return self.model.apply(variables, noisy, t, conditions)
+        codes = self.model.apply(variables, noisy.motion, t, conditions, method="move")
+        return VideoMotion(jnp.zeros_like(noisy.latents), codes)
 
     def compare(
         self, velocity: VideoMotion, prepared: FlowBatch
     ) -> tuple[Float[Array, ""], base.Metrics]:
         """Return eq. 4 of a velocity, and its metrics."""
-        error = self._error(velocity.latents, prepared.target.latents, prepared.t)
-        rows = jnp.sum(prepared.weight * error, axis=(1, 2, 3, 4))
-        mouth = base.Mean(jnp.sum(prepared.mouth * error), jnp.sum(prepared.mouth))
-        metrics = {"loss_mouth": mouth, **_by_time(rows, prepared.t)}
-        loss = jnp.mean(rows)
+        loss, metrics = jnp.zeros(()), {}
+        if not self.config.motion_alone:
+            loss, metrics = self._compare_latents(velocity, prepared)
         if self.motion_width:
             motion = self._compare_codes(velocity.motion, prepared)
             loss = loss + self.config.motion_weight * jnp.mean(motion)
             present = jnp.any(prepared.motion_weight > 0, axis=1)
             metrics["loss_motion"] = base.Mean(jnp.sum(motion), jnp.sum(present))
         return loss, metrics
+
+    def _compare_latents(
+        self, velocity: VideoMotion, prepared: FlowBatch
+    ) -> tuple[Float[Array, ""], base.Metrics]:
+        error = self._error(velocity.latents, prepared.target.latents, prepared.t)
+        rows = jnp.sum(prepared.weight * error, axis=(1, 2, 3, 4))
+        mouth = base.Mean(jnp.sum(prepared.mouth * error), jnp.sum(prepared.mouth))
+        return jnp.mean(rows), {"loss_mouth": mouth, **_by_time(rows, prepared.t)}
 
     def _compare_codes(
         self, velocity: Float[Array, "B frames Dm"], prepared: FlowBatch

@@ -8,13 +8,16 @@ difference over frames, weights w of frames:
 A prefix's codes are given, so that their error counts as none in D c^.
 """
 
-import flax.linen as nn
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from avatar_jax.flow import path
 from avatar_jax.types import Conditions, VideoMotion
+
+Predict = Callable[[VideoMotion, Array, Conditions], VideoMotion]
 
 
 def all_times(
@@ -25,8 +28,7 @@ def all_times(
 
 
 def feed_back(
-    model: nn.Module,
-    params: dict,
+    predict: Predict,
     x: VideoMotion,
     noise: VideoMotion,
     t: Float[Array, " B"],
@@ -41,6 +43,7 @@ def feed_back(
     on is of its step before.
 
     Args:
+      predict: the network's velocity of x_t, at t.
       share: of batches in which there is an estimate.
     """
     coin_rng, before_rng = jax.random.split(rng)
@@ -51,7 +54,7 @@ def feed_back(
         before = jax.tree.map(lambda t: t + (1 - t) * back, times)
         noisy = path.interpolate(x, noise, before)
         told = conditions.replace(motion_time=before.motion)
-        velocity = model.apply({"params": params}, noisy, before.latents, told)
+        velocity = predict(noisy, before.latents, told)
         return path.clean_estimate(noisy.motion, velocity.motion, before.motion)
 
     return jax.lax.cond(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from avatar_jax.flow import guidance, solver
 from avatar_jax.flow import times as flow_times
-from avatar_jax.models import embed
+from avatar_jax.models import tokens
 from avatar_jax.models.codec import LatentCodec
 from avatar_jax.types import Conditions, Reference, ReferenceCache, VideoMotion
 
@@ -86,6 +86,7 @@ def sample_chunk(
         VideoMotion(times, ahead),
         rng=rng,
         overshoot=settings.overshoot,
+        second_order=VideoMotion(False, None if ahead is None else True),
     )
     return _restore_prefix(sample, passes.full)
 
@@ -114,8 +115,8 @@ def decode_pixels(
 
 def _restore_prefix(sample: VideoMotion, conditions: Conditions) -> VideoMotion:
     """Put the clean prefix back where there is one: the network only saw it."""
-    latents, _ = embed.place_prefix(sample.latents, conditions)
+    latents, _ = tokens.place_prefix(sample.latents, conditions)
     motion = sample.motion
     if motion is not None:
-        motion = embed.place_prefix_codes(motion, conditions)
+        motion = tokens.place_prefix_codes(motion, conditions)
     return VideoMotion(latents, motion)

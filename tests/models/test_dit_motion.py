@@ -8,11 +8,13 @@ from dit_cases import (
     DM,
     PREFIX_FRAMES,
     B,
+    R,
     T,
     make_cache,
     make_conditions,
     make_noisy,
     make_reference,
+    normal,
     run,
 )
 
@@ -75,6 +77,69 @@ def test_the_four_codes_of_a_latent_know_their_places():
     last = tokens_of[0, -1]  # codes that never change: places alone tell them apart
     apart = jnp.linalg.norm(last[:, None] - last[None], axis=-1)
     assert (apart + 9 * jnp.eye(4)).min() > 1
+
+
+def test_manner_is_said_of_valid_frames_and_of_changes_inside_segments():
+    embed = motion.Manner(16, jnp.dtype("float32"))
+    base = make_reference(valid=jnp.ones((B, 4, 2, 3), bool))
+    params = embed.init(jax.random.key(0), base)
+
+    def say(**changes):
+        return embed.apply(params, base.replace(**changes))
+
+    whole = say()
+    # Segments in another order: no change across the border between them counts.
+    turned = jnp.roll(base.motion, 8, axis=1)
+    np.testing.assert_allclose(say(motion=turned), whole, atol=1e-5)
+    mixed = base.motion[:, jnp.array([0, 8, 2, 10, 4, 12, 6, 14, *range(1, 16, 2)])]
+    assert np.abs(say(motion=mixed) - whole).max() > 1e-3  # other changes, same codes
+    # What cannot be seen does not count.
+    seen = base.valid.at[:, 2:].set(False)
+    louder = base.motion.at[:, 8:].multiply(5.0)
+    np.testing.assert_array_equal(say(valid=seen, motion=louder), say(valid=seen))
+    assert np.abs(say(motion=louder) - whole).max() > 1e-2
+    dropped = say(motion_valid=jnp.array([True, False]))
+    np.testing.assert_array_equal(dropped[1], 0)
+    np.testing.assert_array_equal(dropped[0], whole[0])
+
+
+def test_manner_of_the_reference_reaches_the_codes_alone(full):
+    model, params = full
+    conditions, noisy = make_conditions(), make_noisy()
+    cache = make_cache(model, params, conditions.reference, conditions.null_text)
+    moved = cache.replace(manner=cache.manner + 2.0)
+    one, two = (
+        run(model, params, noisy, T, conditions.replace(reference=each))
+        for each in (cache, moved)
+    )
+    assert np.abs(one.motion - two.motion).max() > 1e-2
+    chex.assert_trees_all_equal(one.latents, two.latents)
+
+
+def test_codes_predicted_alone_see_no_pictures(full):
+    model, params = full
+    conditions, noisy = make_conditions(), make_noisy()
+
+    def move(conditions):
+        return model.apply(
+            {"params": params}, noisy.motion, T, conditions, method="move"
+        )
+
+    plain = move(conditions)
+    blind = conditions.replace(still=None, text=None, prefix=conditions.prefix + 1.0)
+    np.testing.assert_array_equal(move(blind), plain)
+    for told in (
+        conditions.replace(audio=conditions.audio + 1.0),
+        conditions.replace(prefix_motion=conditions.prefix_motion + 1.0),
+        conditions.replace(reference=make_reference(motion=normal(99, B, 4 * R, DM))),
+    ):
+        assert np.abs(move(told) - plain).max() > 1e-3
+    # What the trunk adds is the pooled rows: without their weights both agree.
+    head = params["motion_head"]
+    zero = jax.tree.map(jnp.zeros_like, head["pooled"])
+    params = params | {"motion_head": head | {"pooled": zero}}
+    whole = run(model, params, noisy, T, conditions)
+    np.testing.assert_allclose(move(conditions), whole.motion, rtol=1e-3, atol=1e-4)
 
 
 def test_codes_have_the_time_of_the_video_unless_told_another(full):

@@ -30,6 +30,12 @@ class Mover(nn.Module):
         latents = noisy.latents * scale[None, None, None, None, :]
         return VideoMotion(latents=latents, motion=motion)
 
+    def move(self, codes, t, conditions):
+        own = self.get_variable("params", "own")
+        fed = self.get_variable("params", "fed")
+        told = 0 if conditions.motion is None else conditions.motion
+        return own * codes + fed * told
+
 
 def make_mover(**fields):
     config = flow_matching.FlowMatchingConfig(**fields)
@@ -70,6 +76,24 @@ def test_codes_are_noised_with_the_time_of_the_video():
         noise = target + clean
         np.testing.assert_allclose(noise.std(), 1, atol=0.15)
     assert prepared.noisy.motion.shape == clip.target.motion.shape
+
+
+def test_alone_only_the_codes_are_compared_and_only_their_part_learns():
+    clip = make_moving_clip()
+    both, alone = (
+        make_mover(motion_alone=on, motion_weight=1.0) for on in (False, True)
+    )
+    params, prepared = start(alone, clip)
+    value, metrics = loss_of(alone, params, prepared)
+    _, whole = loss_of(both, *start(both, clip))
+    assert set(metrics) == {"loss_motion"}
+    motion = metrics["loss_motion"]
+    np.testing.assert_allclose(value, motion.total / B, rtol=1e-5)
+    # The same codes, estimate and loss as with pictures.
+    np.testing.assert_allclose(motion.total, whole["loss_motion"].total, rtol=1e-5)
+    grads = jax.grad(lambda p: loss_of(alone, p, prepared)[0])(params)["model"]
+    np.testing.assert_array_equal(grads["scale"], 0)
+    assert abs(grads["own"]) > 1e-3
 
 
 def test_codes_ahead_have_a_time_of_their_own_that_is_never_later():

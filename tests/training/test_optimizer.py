@@ -27,8 +27,8 @@ def make_params():
             "patch_embedding": {"kernel": draw(4, 6)},
             "head": {"kernel": draw(6, 4)},
             "motion_head": {
-                "token": {"kernel": draw(6, 6), "bias": draw(6)},
-                "near": {"kernel": draw(9, 6, 6)},
+                "pooled": {"kernel": draw(6, 24), "bias": draw(24)},
+                "block_0": {"near": {"kernel": draw(5, 6, 6)}},
                 "codes": {"kernel": draw(6, 2), "bias": draw(2)},
             },
             "slots": draw(3, 6),
@@ -49,7 +49,7 @@ def test_muon_takes_hidden_matrices_only():
     assert muon_names(make_params()) == {
         "model/blocks/attention/q/kernel",
         "model/time_embedding/inner/kernel",
-        "model/motion_head/token/kernel",
+        "model/motion_head/pooled/kernel",
     }
 
 

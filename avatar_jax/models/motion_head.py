@@ -1,0 +1,131 @@
+"""The head of the motion stream: the codes' velocity, by a transformer of its own.
+
+Codes are a short sequence, one row of a few numbers per frame, with structure over
+seconds: glances, nods, blinks. So the head reads frames, not patches: noisy codes with
+their estimate, driving speech, and the trunk's generated rows, pooled per latent. The
+codes' time and the reference's manner set shift, scale and gate of each block (AdaLN):
+how far to trust a noisy code depends on how much and how fast the person moves.
+
+It needs the trunk for what pictures tell, not for the rest, and learns alone first
+(`FlowMatchingConfig.motion_alone`) at a small part of the cost.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from avatar_jax.models import audio
+from avatar_jax.nn import attention, embeddings, norms, rotary
+from avatar_jax.types import FRAMES_PER_LATENT
+
+LAYERS = 2
+KERNEL = 5  # frames of the convolution in each block, half of them later ones
+TIME_FEATURES = 64
+
+
+class MotionHead(nn.Module):
+    """Predict codes from what is known of them; parts are described in the module."""
+
+    motion_width: int
+    width: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        codes: Float[Array, "B frames Dm"],
+        estimate: Float[Array, "B frames Dm"],
+        t: Float[Array, " B"],
+        *,
+        manner: Float[Array, "B D"],
+        speech: tuple[Array, Array] | None,
+        pooled: Float[Array, "B F D"] | None,
+    ) -> Float[Array, "B frames Dm"]:
+        """Return one row per frame.
+
+        Args:
+          codes: noisy, clean where the prefix gives them.
+          estimate: of the clean codes; zeros where there is none.
+          t: of the codes.
+          manner: of the reference; zeros without one.
+          speech: rows `B frames Da` and whether they are valid, `B`; None: a network
+            that does not hear.
+          pooled: of the trunk's rows; None: the head is alone.
+        """
+        zeros = nn.initializers.zeros
+        frames = codes.shape[1]
+        y = nn.Conv(self.width, (KERNEL,), dtype=self.dtype, name="enter")(
+            jnp.concatenate([codes, estimate], -1)
+        )
+        if speech is not None:
+            heard = audio.AudioTokens(self.width, self.dtype, name="speech")(*speech)
+            y = y + _flatten(heard)[:, -frames:]
+        shown = nn.Dense(
+            FRAMES_PER_LATENT * self.width,
+            dtype=self.dtype,
+            kernel_init=zeros,
+            name="pooled",
+        )
+        if pooled is None:
+            pooled = jnp.zeros((len(codes), _latents(frames), self.width))
+        shown = rearrange(
+            shown(norms.layer_norm(pooled)),
+            "B F (a D) -> B F a D",
+            a=FRAMES_PER_LATENT,
+        )
+        y = y + _flatten(shown)[:, -frames:]
+        time = embeddings.Mlp(self.width, activation="silu", name="time")(
+            embeddings.time_features(t, TIME_FEATURES)
+        )
+        known = jax.nn.silu(time + manner.astype(time.dtype))
+        for layer in range(LAYERS):
+            name = f"block_{layer}"
+            y = _Block(self.width, self.heads, self.dtype, name=name)(y, known)
+        y = norms.layer_norm(y)
+        return nn.Dense(
+            self.motion_width, dtype=self.dtype, kernel_init=zeros, name="codes"
+        )(y)
+
+
+class _Block(nn.Module):
+    """Attention over all frames, then a convolution with a hidden layer."""
+
+    width: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, y: Float[Array, "B frames D"], known: Float[Array, "B D"]
+    ) -> Float[Array, "B frames D"]:
+        zeros = nn.initializers.zeros
+        modulation = nn.Dense(6 * self.width, kernel_init=zeros, name="modulation")
+        rows = rearrange(modulation(known), "B (six D) -> six B 1 D", six=6)
+        shift, scale, gate, late_shift, late_scale, late_gate = rows
+        layer = attention.Attention(self.width, self.heads, 0.0, self.dtype, name="mix")
+        x = norms.modulate(y, shift, scale)
+        positions = jnp.arange(y.shape[1], dtype=jnp.float32)[:, None]
+        turn = rotary.angles(jnp.tile(positions, (1, 3)), self.width // self.heads)
+        q, k = (
+            rearrange(
+                rotary.rotate(attention.split_heads(a, self.heads), turn[None]),
+                "B frames N K -> B frames (N K)",
+            )
+            for a in (layer.queries(x), layer.keys(x))
+        )
+        y = y + (1 + gate) * layer.attend(q, k, layer.values(x))
+        x = norms.modulate(y, late_shift, late_scale)
+        x = nn.Conv(2 * self.width, (KERNEL,), dtype=self.dtype, name="near")(x)
+        out = nn.Dense(self.width, dtype=self.dtype, kernel_init=zeros, name="out")
+        return y + (1 + late_gate) * out(jax.nn.silu(x))
+
+
+def _latents(frames: int) -> int:
+    return -(-frames // FRAMES_PER_LATENT)
+
+
+def _flatten(rows: Float[Array, "B F 4 D"]) -> Float[Array, "B frames D"]:
+    return rearrange(rows, "B F a D -> B (F a) D")
