@@ -40,27 +40,14 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
         patch=model.cfg.patch,
         motion_width=model.cfg.motion_width,
     )
-    objective, judged = flow, values.pop("human", None)
-    if judged is not None:
-        human = build(human_aware.HumanAwareConfig, judged)
-        if not flow.config.motion_alone:  # else there are no pictures to judge
-            objective = personality.Personality(flow, video, human)
+    judged = values.pop("human", None)
+    objective = _add_judges(flow, video, judged)
     rates = build(optimizer.OptimizerConfig, values.pop("optimizer"))
     preview, cases = values.pop("preview"), values.pop("cases", None)
     known = values.pop("sampler") | _describe(model.cfg, data, video)
     card = build(pretrained.Card, known)
     train = build(config_module.TrainConfig, values)
-    settings = pretrained.choose_settings(
-        card,
-        num_steps=preview.pop("num_steps"),
-        audio_guidance=1.0,
-        motion_guidance=1.0,
-    )
-    evaluators = held_out.make_evaluators(
-        flow, video, data, settings=settings, **preview
-    )
-    if cases is not None:
-        evaluators += (training_cases.CaseEvaluator(card, **cases),)
+    evaluators = _make_evaluators(flow, video, data, card, preview, cases)
     return config_module.Run(
         train=train,
         objective=objective,
@@ -101,6 +88,41 @@ def _describe(
     if data.reference.segment_latents:
         known["segment_latents"] = data.reference.segment_latents
     return known | {"blank_still": data.blank_still > 0}
+
+
+def _add_judges(
+    flow: flow_matching.FlowMatching, video: codec.DCTCodec, judged: dict | None
+) -> flow_matching.FlowMatching | personality.Personality:
+    """Return the objective of stage 3 where the config has judges, else `flow`."""
+    if judged is None:
+        return flow
+    human = config_module.build(human_aware.HumanAwareConfig, judged)
+    if flow.config.motion_alone:  # there are no pictures to judge
+        return flow
+    return personality.Personality(flow, video, human)
+
+
+def _make_evaluators(
+    flow: flow_matching.FlowMatching,
+    video: codec.DCTCodec,
+    data: pipeline.PipelineConfig,
+    card: pretrained.Card,
+    preview: dict,
+    cases: dict | None,
+) -> tuple:
+    """Return what looks at a run between its steps."""
+    settings = pretrained.choose_settings(
+        card,
+        num_steps=preview.pop("num_steps"),
+        audio_guidance=1.0,
+        motion_guidance=1.0,
+    )
+    evaluators = held_out.make_evaluators(
+        flow, video, data, settings=settings, **preview
+    )
+    if cases is None:
+        return evaluators
+    return (*evaluators, training_cases.CaseEvaluator(card, **cases))
 
 
 def _check_reference(config: DiTConfig, data: pipeline.PipelineConfig) -> None:

@@ -90,15 +90,22 @@ def solve(
         return (moved, path.clean_estimate(x, velocity, t), velocity), None
 
     zero = jax.tree.map(jnp.zeros_like, noise)
-    runs = (
-        # Before the first step there is none: of time 1, which eq. 5 knows it by.
+    runs = _pair_times(times)
+    keys = jax.random.split(rng, len(jax.tree.leaves(runs)[0]))
+    (x, _, _), _ = jax.lax.scan(step, (noise, zero, zero), (*runs, keys))
+    return x
+
+
+def _pair_times(times: Tree) -> tuple[Tree, Tree, Tree]:
+    """Return each step's times: of the step before it, its own, of the step after it.
+
+    Before the first step there is none: it is given its own, by which eq. 5 knows it.
+    """
+    return (
         jax.tree.map(lambda t: jnp.concatenate([t[:1], t[:-2]]), times),
         jax.tree.map(lambda t: t[:-1], times),
         jax.tree.map(lambda t: t[1:], times),
     )
-    keys = jax.random.split(rng, len(jax.tree.leaves(runs)[0]))
-    (x, _, _), _ = jax.lax.scan(step, (noise, zero, zero), (*runs, keys))
-    return x
 
 
 def _overshoot(

@@ -128,7 +128,9 @@ class AvatarDiT(nn.Module):
             if isinstance(reference, Reference)
             else reference.manner
         )
-        out = self._predict_codes(codes, t, conditions, manner, None)
+        latents = -(-codes.shape[1] // FRAMES_PER_LATENT)
+        nothing = jnp.zeros((len(codes), latents, self.cfg.width))
+        out = self._predict_codes(codes, t, conditions, manner, nothing)
         if self.cfg.prediction == "velocity":
             return out
         own_time = conditions.code_time(t)
@@ -185,7 +187,7 @@ class AvatarDiT(nn.Module):
         t: Float[Array, " B"],
         conditions: Conditions,
         manner: Float[Array, "B D"],
-        pooled: Float[Array, "B F D"] | None,
+        pooled: Float[Array, "B F D"],
     ) -> Float[Array, "B frames Dm"]:
         """Ask the motion head."""
         batch, frames = noisy.shape[:2]

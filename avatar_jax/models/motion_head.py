@@ -10,6 +10,8 @@ It needs the trunk for what pictures tell, not for the rest, and learns alone fi
 (`FlowMatchingConfig.motion_alone`) at a small part of the cost.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,7 @@ class MotionHead(nn.Module):
         *,
         manner: Float[Array, "B D"],
         speech: tuple[Array, Array] | None,
-        pooled: Float[Array, "B F D"] | None,
+        pooled: Float[Array, "B F D"],
     ) -> Float[Array, "B frames Dm"]:
         """Return one row per frame.
 
@@ -53,30 +55,28 @@ class MotionHead(nn.Module):
           manner: of the reference; zeros without one.
           speech: rows `B frames Da` and whether they are valid, `B`; None: a network
             that does not hear.
-          pooled: of the trunk's rows; None: the head is alone.
+          pooled: of the trunk's rows; zeros where the head is alone.
         """
-        zeros = nn.initializers.zeros
+        silent = functools.partial(
+            nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.zeros
+        )
         frames = codes.shape[1]
         y = nn.Conv(self.width, (KERNEL,), dtype=self.dtype, name="enter")(
             jnp.concatenate([codes, estimate], -1)
         )
         if speech is not None:
             heard = audio.AudioTokens(self.width, self.dtype, name="speech")(*speech)
-            y = y + _flatten(heard)[:, -frames:]
-        shown = nn.Dense(
-            FRAMES_PER_LATENT * self.width,
-            dtype=self.dtype,
-            kernel_init=zeros,
-            name="pooled",
-        )
+            y = y + _per_frame(heard, frames)
         if pooled is None:
-            pooled = jnp.zeros((len(codes), _latents(frames), self.width))
-        shown = rearrange(
-            shown(norms.layer_norm(pooled)),
-            "B F (a D) -> B F a D",
-            a=FRAMES_PER_LATENT,
+            pooled = jnp.zeros(
+                (len(codes), -(-frames // FRAMES_PER_LATENT), self.width)
+            )
+        shown = silent(FRAMES_PER_LATENT * self.width, name="pooled")(
+            norms.layer_norm(pooled)
         )
-        y = y + _flatten(shown)[:, -frames:]
+        y = y + _per_frame(
+            rearrange(shown, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT), frames
+        )
         time = embeddings.Mlp(self.width, activation="silu", name="time")(
             embeddings.time_features(t, TIME_FEATURES)
         )
@@ -84,10 +84,7 @@ class MotionHead(nn.Module):
         for layer in range(LAYERS):
             name = f"block_{layer}"
             y = _Block(self.width, self.heads, self.dtype, name=name)(y, known)
-        y = norms.layer_norm(y)
-        return nn.Dense(
-            self.motion_width, dtype=self.dtype, kernel_init=zeros, name="codes"
-        )(y)
+        return silent(self.motion_width, name="codes")(norms.layer_norm(y))
 
 
 class _Block(nn.Module):
@@ -123,9 +120,8 @@ class _Block(nn.Module):
         return y + (1 + late_gate) * out(jax.nn.silu(x))
 
 
-def _latents(frames: int) -> int:
-    return -(-frames // FRAMES_PER_LATENT)
-
-
-def _flatten(rows: Float[Array, "B F 4 D"]) -> Float[Array, "B frames D"]:
-    return rearrange(rows, "B F a D -> B (F a) D")
+def _per_frame(
+    rows: Float[Array, "B F 4 D"], frames: int
+) -> Float[Array, "B frames D"]:
+    """Return a row per frame; the first latent has one frame, its last."""
+    return rearrange(rows, "B F a D -> B (F a) D")[:, -frames:]

@@ -160,6 +160,14 @@ class Interrupted(Exception):
     pass
 
 
+def check_card(path):
+    card = pretrained.load(path).card
+    assert card.size == 8 * SIDE and card.config.motion_width == 12
+    assert (card.segment_latents, card.face_crops, card.face_size) == (2, 2, 8 * SIDE)
+    assert card.motion == card.identity == "procedural" and card.blank_still
+    assert len(card.motion_mean) == len(card.motion_std) == 12
+
+
 def test_stage_3_starts_from_stage_2_trains_is_resumed_and_is_sampled_from(
     judged, folder, monkeypatch, tmp_path
 ):
@@ -212,8 +220,4 @@ def test_stage_3_starts_from_stage_2_trains_is_resumed_and_is_sampled_from(
     families = {f"human/{name}" for name in ("identity", "motion", "perceptual")}
     assert families | {"loss_flow", "loss_motion", "held_out/loss_motion"} <= logged
 
-    card = pretrained.load(tmp_path / "whole" / checkpoint.WEIGHTS_NAME).card
-    assert card.size == 8 * SIDE and card.config.motion_width == 12
-    assert (card.segment_latents, card.face_crops, card.face_size) == (2, 2, 8 * SIDE)
-    assert card.motion == card.identity == "procedural" and card.blank_still
-    assert len(card.motion_mean) == len(card.motion_std) == 12
+    check_card(tmp_path / "whole" / checkpoint.WEIGHTS_NAME)
