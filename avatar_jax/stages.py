@@ -32,11 +32,13 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
     data = build(pipeline.PipelineConfig, values.pop("data"))
     model = dit.AvatarDiT(build(DiTConfig, values.pop("model")))
     _check_reference(model.cfg, data)
+    chosen = build(flow_matching.FlowMatchingConfig, values.pop("objective"))
+    _check_motion(model.cfg, chosen)
     video = codec.DCTCodec(channels=model.cfg.channels)
     flow = flow_matching.FlowMatching(
         model,
         video.energy,
-        build(flow_matching.FlowMatchingConfig, values.pop("objective")),
+        chosen,
         patch=model.cfg.patch,
         motion_width=model.cfg.motion_width,
     )
@@ -97,7 +99,10 @@ def _add_judges(
     if judged is None:
         return flow
     human = config_module.build(human_aware.HumanAwareConfig, judged)
-    if flow.config.motion_alone:  # there are no pictures to judge
+    if flow.config.motion_alone:
+        print(
+            "objective.motion_alone: no pictures, so no human-aware losses", flush=True
+        )
         return flow
     return personality.Personality(flow, video, human)
 
@@ -123,6 +128,14 @@ def _make_evaluators(
     if cases is None:
         return evaluators
     return (*evaluators, training_cases.CaseEvaluator(card, **cases))
+
+
+def _check_motion(model: DiTConfig, chosen: flow_matching.FlowMatchingConfig) -> None:
+    if chosen.motion_alone and not model.motion_width:
+        raise InputError(
+            "objective.motion_alone=True needs a motion stream, came "
+            f"model.motion_width={model.motion_width}; set it, or leave the other out."
+        )
 
 
 def _check_reference(config: DiTConfig, data: pipeline.PipelineConfig) -> None:

@@ -65,7 +65,7 @@ class Reference:
 
 @struct.dataclass
 class ReferenceCache:
-    """Keys and values of all reference rows in all blocks, made once."""
+    """Keys and values of all reference rows in all blocks, and manner, made once."""
 
     k: Leaf  # layers B R N K, after norm and rotary
     v: Leaf  # layers B R N K

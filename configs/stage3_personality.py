@@ -9,12 +9,7 @@ slowly, `cases/sync` returns to that of stage 2. References come from the target
 scene first, after 1,000 steps from other scenes alone. At step 0, with the reference
 rows invalid, the network equals its parent.
 Data: records of `python -m avatar_jax.prepare` with several clips of each person.
-
-The motion head can learn alone, before or after, without the trunk: about 100 clips per
-second on the same cores, where reading them is what takes the time.
-
-  ... --config.objective.motion_alone=True --config.objective.motion_weight=1.0 \\
-      --config.data.buckets="((13,64,1.0),)" --config.data.reference.segments="(4,)"
+With `objective.motion_alone` the motion head learns without the trunk: docs/tiny.md.
 """
 
 import dataclasses

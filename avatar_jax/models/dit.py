@@ -3,8 +3,10 @@
 `model(noisy, t, conditions)` returns the velocity of eq. 2 in `flow/path.py`, whatever
 the network itself predicts. It runs in two passes over one stack of blocks:
 
-  reference pass  reference rows alone -> keys and values of all blocks (ReferenceCache)
-  target pass     [generated | still] rows, reading that cache
+  reference pass  reference rows alone -> keys and values of all blocks, and the manner
+                  of the motion codes (ReferenceCache)
+  target pass     [generated | still] rows, reading that cache -> latents, and codes
+                  by the motion head, which `predict_codes` asks without the trunk
 
 Nothing in the first depends on t, noise, prompt or driving speech, so its result serves
 all steps and all chunks (Avatar V 4.3). Block parameters are stacked along a leading
@@ -29,6 +31,11 @@ from avatar_jax.types import (
     Reference,
     ReferenceCache,
     VideoMotion,
+)
+
+NO_REFERENCE = (
+    "This model was built with reference=False; leave conditions.reference out, or use "
+    "a model of stage 3 or later."
 )
 
 
@@ -103,7 +110,7 @@ class AvatarDiT(nn.Module):
             lambda x, o, t: _velocity_of_clean(x, o, t, floor), noisy, out, times
         )
 
-    def move(
+    def predict_codes(
         self,
         codes: Float[Array, "B frames Dm"],
         t: Float[Array, " B"],
@@ -123,6 +130,8 @@ class AvatarDiT(nn.Module):
         reference = conditions.reference
         if reference is None:
             reference = self._empty_cache(len(codes))
+        elif isinstance(reference, Reference) and not self.cfg.reference:
+            raise ValueError(NO_REFERENCE)
         manner = (
             self.embed.embed_manner(reference)
             if isinstance(reference, Reference)
@@ -139,16 +148,13 @@ class AvatarDiT(nn.Module):
     def cache_reference(
         self, reference: Reference, null_text: Float[Array, "B L M"] | None
     ) -> ReferenceCache:
-        """Run the reference pass: keys and values of every block, once per condition.
+        """Run the reference pass: keys, values and manner, once per condition.
 
         Raises:
           ValueError: if the model was built without reference rows.
         """
         if not self.cfg.reference:
-            raise ValueError(
-                "This model was built with reference=False; leave conditions.reference "
-                "out, or use a model of stage 3 or later."
-            )
+            raise ValueError(NO_REFERENCE)
         x, context = self.embed.reference(reference, null_text)
 
         def body(x: Array, params: Any) -> tuple[Array, tuple[Array, Array]]:

@@ -24,7 +24,8 @@ from avatar_jax.nn import attention, norms
 from avatar_jax.types import FRAMES_PER_LATENT, Reference
 
 KERNEL = 3  # frames of each causal convolution
-LEAST = 0.05  # e of eq. 1, of codes that have a deviation of 1 over all people
+TINY = 1e-8  # keeps the derivative of the root finite
+LEAST = 0.05  # Choice: e of eq. 1, of codes that have a deviation of 1 over all people
 
 
 class Manner(nn.Module):
@@ -52,7 +53,7 @@ class Manner(nn.Module):
             for x in (valid, reference.segment_ids)
         )
         mean = _mean(codes, valid)
-        spread = jnp.sqrt(_mean(jnp.square(codes - mean[:, None]), valid))
+        spread = jnp.sqrt(_mean(jnp.square(codes - mean[:, None]), valid) + TINY)
         steady = valid[:, 1:] & valid[:, :-1] & (ids[:, 1:] == ids[:, :-1])
         change = _mean(jnp.abs(jnp.diff(codes, axis=1)), steady)
         logs = (jnp.log(x + LEAST) for x in (spread, change))

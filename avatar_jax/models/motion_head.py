@@ -6,8 +6,9 @@ their estimate, driving speech, and the trunk's generated rows, pooled per laten
 codes' time and the reference's manner set shift, scale and gate of each block (AdaLN):
 how far to trust a noisy code depends on how much and how fast the person moves.
 
-It needs the trunk for what pictures tell, not for the rest, and learns alone first
-(`FlowMatchingConfig.motion_alone`) at a small part of the cost.
+Choice, against model.md's head on pooled rows: it needs the trunk for what pictures
+tell, not for the rest, and can learn alone (`FlowMatchingConfig.motion_alone`) at a
+small part of the cost. With pooled rows alone sampled codes varied too little.
 """
 
 import functools
@@ -16,19 +17,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from avatar_jax.models import audio
 from avatar_jax.nn import attention, embeddings, norms, rotary
 from avatar_jax.types import FRAMES_PER_LATENT
 
+# Choice: enough to copy a person's codes with 5,000 clips; not tuned.
 LAYERS = 2
 KERNEL = 5  # frames of the convolution in each block, half of them later ones
 TIME_FEATURES = 64
 
 
 class MotionHead(nn.Module):
-    """Predict codes from what is known of them; parts are described in the module."""
+    """Predict codes from what is known of them; the module describes the parts."""
 
     motion_width: int
     width: int
@@ -43,7 +45,7 @@ class MotionHead(nn.Module):
         t: Float[Array, " B"],
         *,
         manner: Float[Array, "B D"],
-        speech: tuple[Array, Array] | None,
+        speech: tuple[Float[Array, "B frames Da"], Bool[Array, " B"]] | None,
         pooled: Float[Array, "B F D"],
     ) -> Float[Array, "B frames Dm"]:
         """Return one row per frame.
@@ -57,7 +59,7 @@ class MotionHead(nn.Module):
             that does not hear.
           pooled: of the trunk's rows; zeros where the head is alone.
         """
-        silent = functools.partial(
+        zero_dense = functools.partial(
             nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.zeros
         )
         frames = codes.shape[1]
@@ -65,26 +67,24 @@ class MotionHead(nn.Module):
             jnp.concatenate([codes, estimate], -1)
         )
         if speech is not None:
-            heard = audio.AudioTokens(self.width, self.dtype, name="speech")(*speech)
-            y = y + _per_frame(heard, frames)
-        if pooled is None:
-            pooled = jnp.zeros(
-                (len(codes), -(-frames // FRAMES_PER_LATENT), self.width)
+            speech_rows = audio.AudioTokens(self.width, self.dtype, name="speech")(
+                *speech
             )
-        shown = silent(FRAMES_PER_LATENT * self.width, name="pooled")(
+            y = y + _per_frame(speech_rows, frames)
+        pooled_rows = zero_dense(FRAMES_PER_LATENT * self.width, name="pooled")(
             norms.layer_norm(pooled)
         )
         y = y + _per_frame(
-            rearrange(shown, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT), frames
+            rearrange(pooled_rows, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT), frames
         )
         time = embeddings.Mlp(self.width, activation="silu", name="time")(
             embeddings.time_features(t, TIME_FEATURES)
         )
-        known = jax.nn.silu(time + manner.astype(time.dtype))
+        conditioning = jax.nn.silu(time + manner.astype(time.dtype))
         for layer in range(LAYERS):
             name = f"block_{layer}"
-            y = _Block(self.width, self.heads, self.dtype, name=name)(y, known)
-        return silent(self.motion_width, name="codes")(norms.layer_norm(y))
+            y = _Block(self.width, self.heads, self.dtype, name=name)(y, conditioning)
+        return zero_dense(self.motion_width, name="codes")(norms.layer_norm(y))
 
 
 class _Block(nn.Module):
@@ -96,11 +96,11 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, y: Float[Array, "B frames D"], known: Float[Array, "B D"]
+        self, y: Float[Array, "B frames D"], conditioning: Float[Array, "B D"]
     ) -> Float[Array, "B frames D"]:
         zeros = nn.initializers.zeros
         modulation = nn.Dense(6 * self.width, kernel_init=zeros, name="modulation")
-        rows = rearrange(modulation(known), "B (six D) -> six B 1 D", six=6)
+        rows = rearrange(modulation(conditioning), "B (six D) -> six B 1 D", six=6)
         shift, scale, gate, late_shift, late_scale, late_gate = rows
         layer = attention.Attention(self.width, self.heads, 0.0, self.dtype, name="mix")
         x = norms.modulate(y, shift, scale)
@@ -113,11 +113,12 @@ class _Block(nn.Module):
             )
             for a in (layer.queries(x), layer.keys(x))
         )
-        y = y + (1 + gate) * layer.attend(q, k, layer.values(x))
+        mixed = (1 + gate) * layer.attend(q, k, layer.values(x))
+        y = (y + mixed).astype(y.dtype)
         x = norms.modulate(y, late_shift, late_scale)
         x = nn.Conv(2 * self.width, (KERNEL,), dtype=self.dtype, name="near")(x)
-        out = nn.Dense(self.width, dtype=self.dtype, kernel_init=zeros, name="out")
-        return y + (1 + late_gate) * out(jax.nn.silu(x))
+        outer = nn.Dense(self.width, dtype=self.dtype, kernel_init=zeros, name="outer")
+        return (y + (1 + late_gate) * outer(jax.nn.silu(x))).astype(y.dtype)
 
 
 def _per_frame(

@@ -9,6 +9,9 @@ With times t, noise e and the path and velocity u of `flow.path`:
   (4) loss   = sum(weight * error) / sum(weight) + motion_weight * motion
   (5) motion: eq. 1 of `motion_stream`, with the error of (1) or (2)
 
+With `motion_alone` the first term of (4) is absent: `model.predict_codes` is called,
+and human-aware losses, which look at pictures, are left out.
+
 (2) holds for t > floor where the network estimates x^ and returns the velocity
 v = (x_t - x^) / max(t, floor). Small models learn lips with it in a fifth of the steps.
 Dropped conditions arrive as such in the batch: which stage it is, the data decide.
@@ -212,7 +215,9 @@ class FlowMatching:
         variables = {"params": params["model"]}
         if not self.config.motion_alone:
             return self.model.apply(variables, noisy, t, conditions)
-        codes = self.model.apply(variables, noisy.motion, t, conditions, method="move")
+        codes = self.model.apply(
+            variables, noisy.motion, t, conditions, method="predict_codes"
+        )
         return VideoMotion(jnp.zeros_like(noisy.latents), codes)
 
     def compare(

@@ -23,7 +23,9 @@ class Settings:
 
     num_steps: int = 24
     shift: float = 1.0  # Choice: 1 up to 128 px; large pictures need 5
-    overshoot: float = 0.0  # Choice: Euler, until the product's 1 measures better here
+    # Choice: Euler, until the product's 1 measures better here. Of latents: codes take
+    # second-order steps whatever it is, as few first-order ones lose their spread.
+    overshoot: float = 0.0
     scales: guidance.Scales = guidance.Scales()
     motion_lead: float = 1.0  # codes run ahead by a shift of 1 / lead; 1: not at all
 
@@ -98,7 +100,7 @@ def cache_reference(
     reference: Reference,
     null_text: Float[Array, "B L Dt"],
 ) -> ReferenceCache:
-    """Run the reference rows once; all steps and all chunks read their keys, values."""
+    """Run the reference rows once; all steps and all chunks read what it leaves."""
     return model.apply(
         {"params": params}, reference, null_text, method="cache_reference"
     )

@@ -122,7 +122,7 @@ def test_codes_predicted_alone_see_no_pictures(full):
 
     def move(conditions):
         return model.apply(
-            {"params": params}, noisy.motion, T, conditions, method="move"
+            {"params": params}, noisy.motion, T, conditions, method="predict_codes"
         )
 
     plain = move(conditions)

@@ -30,7 +30,7 @@ class Mover(nn.Module):
         latents = noisy.latents * scale[None, None, None, None, :]
         return VideoMotion(latents=latents, motion=motion)
 
-    def move(self, codes, t, conditions):
+    def predict_codes(self, codes, t, conditions):
         own = self.get_variable("params", "own")
         fed = self.get_variable("params", "fed")
         told = 0 if conditions.motion is None else conditions.motion

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from avatar_jax import checkpoint, stages
+from avatar_jax import checkpoint, sharding, stages
 from avatar_jax.objectives import human_aware
 from avatar_jax.sampling import pretrained
 from avatar_jax.training import config as config_module
-from avatar_jax.training import loop, step
+from avatar_jax.training import loop, state, step
+from avatar_jax.types import InputError
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "objectives"))
@@ -158,6 +160,33 @@ def test_a_config_of_full_size_has_the_shapes_that_it_needs(judged, stage):
 
 class Interrupted(Exception):
     pass
+
+
+def test_alone_the_motion_head_learns_and_nothing_else_does(judged, folder, tmp_path):
+    alone = ["--config.steps=2", "--config.objective.motion_alone=True"]
+    parent = f"--config.init_from={STAGES[1]}"
+    config = make_config(STAGES[2], *SMALL, *PERSONAL, *alone, parent)
+    with config.unlocked():
+        del config["cases"]
+    run = dataclasses.replace(stages.make_flow_run(config), evaluators=())
+    batch = next(iter(run.dataset(0, 1)))
+    one = jax.devices()[:1]
+    final = loop.train(run, tmp_path / "w", resolved=config.to_dict(), devices=one)
+    mesh = sharding.make_mesh(run.train.mesh, one)
+    with jax.set_mesh(mesh):
+        start = state.create(run, mesh, batch)
+    old, new = (
+        traverse_util.flatten_dict(x.params["model"], sep="/") for x in (start, final)
+    )
+    learnt = {name for name in old if np.abs(old[name] - new[name]).max() > 0}
+    assert learnt
+    assert all(n.startswith(("motion_head/", "embed/manner/")) for n in learnt)
+
+
+def test_motion_alone_without_a_motion_stream_is_refused_in_one_line():
+    alone = ["--config.objective.motion_alone=True", "--config.model.motion_width=0"]
+    with pytest.raises(InputError, match="needs a motion stream, came"):
+        stages.make_flow_run(make_config(STAGES[2], *alone))
 
 
 def check_card(path):
