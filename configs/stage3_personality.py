@@ -5,9 +5,8 @@
 
 Hardware: 2 CPU cores (TINY), or any accelerator. Hours: about 2 on the cores.
 Expect: `cases/identity_rank` falls from 10 towards 1, `cases/style_distance` falls more
-slowly, `cases/sync` returns to that of stage 2. References come from the target's own
-scene first, after 1,000 steps from other scenes alone. At step 0, with the reference
-rows invalid, the network equals its parent.
+slowly, `cases/sync` returns to that of stage 2. References are of the target's scene,
+after 1,000 steps of other scenes. Without them the network begins as its parent.
 Data: records of `python -m avatar_jax.prepare` with several clips of each person.
 With `objective.motion_alone` the motion head learns without the trunk: docs/tiny.md.
 """
