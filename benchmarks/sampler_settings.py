@@ -10,9 +10,12 @@ the demo's figures, read from the frames themselves (no mp4 file in between), an
   obeyed   correlation, within clips, of the code that was sampled and of what the
            evaluation judge reads off the picture
   spread   deviation within clips of the sampled code over that of the true one
+
+and whose manner the codes alone have, sampled and true.
 """
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +27,7 @@ from jaxtyping import Float, UInt8
 
 from avatar_jax.evaluation import demo_cases, demo_scores, judge_frames
 from avatar_jax.evaluation import personality_scores as scores
-from avatar_jax.evaluation.metrics import texture
+from avatar_jax.evaluation.metrics import style, texture
 from avatar_jax.sampling import chunk, pretrained, video
 
 SPLIT, SEED = "validation", 0
@@ -72,6 +75,8 @@ def main() -> None:
             read = np.stack([by.motion.read(video) for video in frames])
             true = np.stack([case.motion for case in cases])
             print_codes(by.motion.names, codes, read, true)
+            for name, tracks in {"sampled": codes, "true": true}.items():
+                print_manner(name, tracks, seen, gallery, cases, by)
 
 
 def read_settings(text: str, card: pretrained.Card) -> chunk.Settings:
@@ -122,6 +127,28 @@ def print_codes(
     spread = made.std(axis=(0, 1)) / true.std(axis=(0, 1))
     for name, obeyed, ratio in zip(names, both / norm, spread, strict=True):
         print(f"  {name:16s} obeyed {obeyed:5.2f}   spread {ratio:5.2f}")
+
+
+def print_manner(
+    name: str,
+    codes: Float[np.ndarray, "cases frames Dm"],
+    seen: scores.Seen,
+    gallery: scores.Gallery,
+    cases: list[demo_cases.Case],
+    by: scores.Judges,
+) -> None:
+    """Print whose manner codes themselves have, whatever the pictures show."""
+    styles = style.describe(codes, by.motion.names)
+    found = scores.find(
+        dataclasses.replace(seen, styles=styles),
+        gallery,
+        [case.person for case in cases],
+    )
+    print(
+        f"  {name} codes alone: style x chance {found.style_over_chance.mean():.3f}, "
+        f"mean rank {found.style_rank.mean():.2f} of {scores.AMONG}, "
+        f"style distance {found.style_distance.mean():.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,22 @@ SLOTS = WINDOW * FRAMES_PER_LATENT
 ADAPTER_NORM_EPS = 1e-5  # torch's default, which TAVR's adapters keep
 
 
+def fill_speech(
+    rows: Float[Array, "B rows M"] | None,
+    valid: Bool[Array, " B"] | None,
+    shape: tuple[int, int, int],
+) -> tuple[Float[Array, "B rows M"], Bool[Array, " B"]]:
+    """Return rows of speech and whether each sample's count.
+
+    Args:
+      rows: None: no sample has any; zeros of `shape`, which are not valid.
+      valid: None: all are.
+    """
+    if rows is None:
+        return jnp.zeros(shape), jnp.zeros(shape[:1], bool)
+    return rows, jnp.ones(rows.shape[:1], bool) if valid is None else valid
+
+
 class AudioTokens(nn.Module):
     """Put learned nulls in front and in place of absent speech, then embed."""
 

@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from avatar_jax.flow import path
-from avatar_jax.models import block, detail, embed, motion_head, tokens
+from avatar_jax.models import audio, block, detail, embed, motion_head, tokens
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.nn import norms
 from avatar_jax.types import (
@@ -196,14 +196,10 @@ class AvatarDiT(nn.Module):
         pooled: Float[Array, "B F D"],
     ) -> Float[Array, "B frames Dm"]:
         """Ask the motion head."""
-        batch, frames = noisy.shape[:2]
-        speech, width = None, self.cfg.audio_width
-        if width:
-            rows, valid = conditions.audio, conditions.audio_valid
-            if rows is None:
-                rows = jnp.zeros((batch, frames, width))
-                valid = jnp.zeros((batch,), bool)
-            speech = rows, jnp.ones((batch,), bool) if valid is None else valid
+        speech = None
+        if self.cfg.audio_width:
+            shape = (*noisy.shape[:2], self.cfg.audio_width)
+            speech = audio.fill_speech(conditions.audio, conditions.audio_valid, shape)
         pair = tokens.place_codes(noisy, conditions)
         return self.motion_head(
             *pair,

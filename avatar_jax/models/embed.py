@@ -192,11 +192,8 @@ class Embed(nn.Module):
     ) -> Float[Array, "B F 4 D"] | None:
         if not self.cfg.audio_width:
             return None
-        rows, valid = conditions.audio, conditions.audio_valid
-        if rows is None:
-            rows = jnp.zeros((batch, count_frames(frames), self.cfg.audio_width))
-            valid = jnp.zeros((batch,), bool)
-        valid = jnp.ones((batch,), bool) if valid is None else valid
+        shape = (batch, count_frames(frames), self.cfg.audio_width)
+        rows, valid = audio.fill_speech(conditions.audio, conditions.audio_valid, shape)
         out = self.audio(rows, valid)
         if out.shape[1] != frames:
             raise ValueError(
@@ -212,12 +209,9 @@ class Embed(nn.Module):
         if not width:
             return None
         batch, frames = reference.latents.shape[:2]
-        rows, valid = reference.audio, reference.audio_valid
-        if rows is None:
-            rows = jnp.zeros((batch, FRAMES_PER_LATENT * frames, width))
-            valid = jnp.zeros((batch,), bool)
+        shape = (batch, FRAMES_PER_LATENT * frames, width)
         return self.reference_audio(
-            rows, jnp.ones((batch,), bool) if valid is None else valid
+            *audio.fill_speech(reference.audio, reference.audio_valid, shape)
         )
 
     def _embed_motion(
