@@ -8,14 +8,13 @@ alone and once; the target pass reads its keys and values.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from avatar_kernels.reference_attention import segment_attention, target_attention
 from einops import rearrange
 from flax import struct
 from jaxtyping import Array, Float
 
 from avatar_jax.models import audio, motion, tokens
 from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.nn import attention, feedforward, norms, rotary
+from avatar_jax.nn import attention, context_parallel, feedforward, norms, rotary
 
 
 @struct.dataclass
@@ -95,7 +94,7 @@ class Block(nn.Module):
         y = norms.modulate(x, shift, scale)
         q, k, v = self._projections(y, context.turn)
         reference_k, reference_v, reference_valid = reference
-        mixed = target_attention(
+        mixed = context_parallel.target_attention(
             q,
             k,
             v,
@@ -103,6 +102,7 @@ class Block(nn.Module):
             reference_v,
             valid=context.valid,
             reference_valid=reference_valid,
+            implementation=self.cfg.attention,
         )
         x = self._residual(x, self._merge(mixed), gate)
         x = x + self._text(x, context.text)
@@ -130,8 +130,13 @@ class Block(nn.Module):
         x = x + context.role.astype(x.dtype)
         shift, scale, gate, *after = self._modulation(context.modulation)
         q, k, v = self._projections(norms.modulate(x, shift, scale), context.turn)
-        mixed = segment_attention(
-            q, k, v, valid=rows.valid, segment_ids=rows.segment_ids
+        mixed = context_parallel.segment_attention(
+            q,
+            k,
+            v,
+            valid=rows.valid,
+            segment_ids=rows.segment_ids,
+            implementation=self.cfg.attention,
         )
         x = self._residual(x, self._merge(mixed), gate)
         x = x + self._text(x, context.text)

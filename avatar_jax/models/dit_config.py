@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args, get_type_hints
 
 import jax.numpy as jnp
+from avatar_kernels.reference_attention import Implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class DiTConfig:
     time_floor: float = 0.02  # "clean": v = (x_t - x^) / max(t, floor)
     rotary_scale: float | None = None  # None: 720 / short side in pixels; TAVR: 1.5
     spatial_stride: int = 8  # of the codec, for `rotary_scale`
+    # Of `avatar_kernels.reference_attention`; None: the best for the device.
+    attention: Implementation | None = None
     remat: bool = False  # recompute blocks in the backward pass
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
 

@@ -11,13 +11,74 @@ The sources of (1) meet in one softmax through their common maximum and sum; the
 never concatenated. Products accumulate in float32. A row that sees nothing is zero.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 # Scores B N T S, mask B 1 S or B T S, values B S N K.
 Source = tuple[Array, Array, Array]
 MASKED = -1e30  # finite: an all-masked row must give zeros, not NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalWindow:
+    """Which own rows a target row sees: those near in time and in height.
+
+    Target rows are ordered (latent, row, column), stills last. A still stands at latent
+    0 as a query and at every latent as a key, so its cost is that of any other.
+
+    Attributes:
+      latents: at most so far in time.
+      rows: at most so many rows of the grid up or down; None: all.
+      grid: rows and columns of the patch grid of one latent.
+      stills: latents at the end that are stills.
+    """
+
+    latents: int
+    rows: int | None
+    grid: tuple[int, int]
+    stills: int = 1
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """How far a query sees along (latent, row)."""
+        return self.latents, self.grid[0] if self.rows is None else self.rows
+
+    def coordinates(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (latent, row) of each query and of each key, `2 rows`, int32.
+
+        A negative coordinate of a key is near to all.
+
+        Raises:
+          ValueError: the rows are not whole latents.
+        """
+        cells = self.grid[0] * self.grid[1]
+        if rows % cells or rows < cells * (self.stills + 1):
+            raise ValueError(
+                f"{rows} rows are not latents of a {self.grid} grid and "
+                f"{self.stills} still; expected a multiple of {cells}."
+            )
+        index = np.arange(rows, dtype=np.int32)
+        latent, row = index // cells, index // self.grid[1] % self.grid[0]
+        still = latent >= rows // cells - self.stills
+        query = np.stack([np.where(still, 0, latent), row])
+        return query, np.stack([np.where(still, -1, latent), row])
+
+    def lines(self, rows: int) -> np.ndarray:
+        """Return which lines (rows of the grid, of all latents) see which: L L bool."""
+        query, key = (c[:, :: self.grid[1]] for c in self.coordinates(rows))
+        near = np.ones((query.shape[1],) * 2, bool)
+        for q, k, reach in zip(query, key, self.reach, strict=True):
+            near &= (np.abs(q[:, None] - k) <= reach) | (k < 0)
+        return near
+
+    def mask(self, rows: int) -> np.ndarray:
+        """Return which rows see which, T T bool; for small T."""
+        columns = self.grid[1]
+        return self.lines(rows).repeat(columns, 0).repeat(columns, 1)
 
 
 def scores(
@@ -75,9 +136,13 @@ def target_attention(
     *,
     valid: Bool[Array, "B S"],
     reference_valid: Bool[Array, "B R"],
+    window: LocalWindow | None = None,
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N"]]:
-    """Return the output and log-sum-exp of eq. 1."""
-    sources = [(scores(q, k), valid[:, None], v)]
+    """Return the output and log-sum-exp of eq. 1; `window` narrows its first sum."""
+    own = valid[:, None]
+    if window is not None:
+        own = own & window.mask(q.shape[1])[None]
+    sources = [(scores(q, k), own, v)]
     if reference_k.shape[1]:
         sources.append((scores(q, reference_k), reference_valid[:, None], reference_v))
     return attend(sources, q.dtype)

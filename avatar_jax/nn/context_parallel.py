@@ -1,0 +1,306 @@
+"""Sparse Reference Attention over a mesh: rows over `context`, heads over `tensor`.
+
+Rows of the video lie spread over the axis `context` of c devices. Each device has
+n heads (all of them divided over `tensor`); with u = gcd(n, c), r = c / u:
+
+  Ulysses  an all-to-all within groups of u devices trades rows for heads: each device
+           then holds n / u heads of 1 / r of the rows;
+  ring     where r > 1, keys and values go round r devices, and the partial results
+           meet through their log-sum-exp.
+
+With r = 1 the reference's keys and values are spread by heads over both axes, so a
+denoising step moves none of them. With r > 1 they are spread by rows and travel with
+the own ones. Bytes that a device sends per block and forward pass, E bytes per number,
+D / t channels on `tensor` of t, batch B, rows T:
+
+  (1) Ulysses  4 B (T / c) (D / t) E (u - 1) / u                      q, k, v and output
+  (2) ring     2 B ((T + R) / r) (D / (t u)) E (r - 1), and (1) with 2 R more rows
+
+Reference rows attend within their segments by Ulysses alone; heads that c does not
+divide are filled up with empty ones, for it is done once per request.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from avatar_kernels import reference_attention
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+BATCH, CONTEXT, TENSOR = ("data", "fsdp"), "context", "tensor"
+MASKED = -1e30  # log-sum-exp of nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one attention lies on the mesh.
+
+    Attributes:
+      batch: axes that the batch is divided over, or None.
+      heads: axis that heads are divided over, or None.
+      context: devices that rows are divided over.
+      ulysses: of these, devices that trade rows for heads.
+    """
+
+    batch: tuple[str, ...] | None
+    heads: str | None
+    context: int
+    ulysses: int
+
+    @property
+    def ring(self) -> int:
+        """Devices that keys and values go round."""
+        return self.context // self.ulysses
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Devices of `context` that trade with each other."""
+        u = self.ulysses
+        return [list(range(start, start + u)) for start in range(0, self.context, u)]
+
+    def rows(self) -> PartitionSpec:
+        """Return the spec of `B T N K` whose rows are divided."""
+        return PartitionSpec(self.batch, CONTEXT, self.heads, None)
+
+    def by_head(self) -> PartitionSpec:
+        """Return the spec of `B R N K` whose heads are divided, rows whole."""
+        axes = (self.heads, CONTEXT) if self.heads else CONTEXT
+        return PartitionSpec(self.batch, None, axes, None)
+
+    def marks(self) -> PartitionSpec:
+        """Return the spec of `B T` that every device of `context` knows."""
+        return PartitionSpec(self.batch, None)
+
+
+def target_attention(
+    q: Float[Array, "B T N K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N K"],
+    reference_k: Float[Array, "B R N K"],
+    reference_v: Float[Array, "B R N K"],
+    *,
+    valid: Bool[Array, "B T"],
+    reference_valid: Bool[Array, "B R"],
+    window: reference_attention.LocalWindow | None = None,
+    implementation: reference_attention.Implementation | None = None,
+) -> Float[Array, "B T N K"]:
+    """Call the kernel of that name on the mesh that is set, or on one device.
+
+    Raises:
+      NotImplementedError: a window where heads do not divide over `context`.
+    """
+    keywords = {"window": window, "implementation": implementation}
+    layout = find_layout(q, implementation)
+    if layout is None:
+        return reference_attention.target_attention(
+            q,
+            k,
+            v,
+            reference_k,
+            reference_v,
+            valid=valid,
+            reference_valid=reference_valid,
+            **keywords,
+        )
+    if window is not None and layout.ring > 1:
+        raise NotImplementedError(
+            f"a window needs heads that divide over {layout.context} devices of mesh "
+            f"axis 'context'; got {q.shape[2]} heads. Use fewer devices there."
+        )
+    rows = q.shape[1]
+    q, k, v, valid = (_pad(a, 1, layout.context) for a in (q, k, v, valid))
+    own, reference = layout.rows(), layout.by_head()
+    if layout.ring > 1:
+        reference = layout.rows()
+        reference_k, reference_v, reference_valid = (
+            _pad(a, 1, layout.context)
+            for a in (reference_k, reference_v, reference_valid)
+        )
+
+    def attend(q, k, v, reference_k, reference_v, valid, reference_valid):
+        sources = [(k, v, valid), (reference_k, reference_v, reference_valid)]
+        q = _trade(q, layout)
+        moved = [(_trade(k, layout), _trade(v, layout), valid), sources[1]]
+        if layout.ring == 1:
+            # All rows are here; without the padding, which a window would miscount.
+            moved[0] = tuple(a[:, :rows] for a in moved[0])
+            out, _ = _attend(q[:, :rows], moved, keywords)
+            out = _pad(out, 1, layout.context)
+        else:
+            moved[1] = tuple(_trade(a, layout) for a in sources[1][:2]) + sources[1][2:]
+            out = _go_round(q, moved, layout, keywords)
+        return _trade_back(out, layout)
+
+    marks = layout.marks()
+    out = jax.shard_map(
+        attend,
+        in_specs=(own, own, own, reference, reference, marks, marks),
+        out_specs=own,
+        check_vma=False,
+    )(q, k, v, reference_k, reference_v, valid, reference_valid)
+    return out[:, :rows]
+
+
+def segment_attention(
+    q: Float[Array, "B R N K"],
+    k: Float[Array, "B R N K"],
+    v: Float[Array, "B R N K"],
+    *,
+    valid: Bool[Array, "B R"],
+    segment_ids: Int[Array, "B R"],
+    implementation: reference_attention.Implementation | None = None,
+) -> Float[Array, "B R N K"]:
+    """Call the kernel of that name on the mesh that is set, or on one device."""
+    layout = find_layout(q, implementation)
+    if layout is None:
+        return reference_attention.segment_attention(
+            q,
+            k,
+            v,
+            valid=valid,
+            segment_ids=segment_ids,
+            implementation=implementation,
+        )
+    _, rows, heads, _ = q.shape
+    layout = dataclasses.replace(layout, ulysses=layout.context)
+    tensor = _axis_size(layout.heads)
+    q, k, v = (
+        _pad(_pad(a, 1, layout.context), 2, tensor * layout.context) for a in (q, k, v)
+    )
+    valid, segment_ids = (_pad(a, 1, layout.context) for a in (valid, segment_ids))
+
+    def attend(q, k, v, valid, segment_ids):
+        out = reference_attention.segment_attention(
+            *(_trade(a, layout) for a in (q, k, v)),
+            valid=valid,
+            segment_ids=segment_ids,
+            implementation=implementation,
+        )
+        return _trade_back(out, layout)
+
+    own, marks = layout.rows(), layout.marks()
+    out = jax.shard_map(
+        attend,
+        in_specs=(own, own, own, marks, marks),
+        out_specs=own,
+        check_vma=False,
+    )(q, k, v, valid, segment_ids)
+    return out[:, :rows, :heads]
+
+
+def find_layout(
+    q: Float[Array, "B T N K"],
+    implementation: reference_attention.Implementation | None,
+) -> Layout | None:
+    """Return how queries lie on the mesh that is set; None: nothing is to be done.
+
+    Kernels are opaque to the partitioner, so that any mesh of several devices needs a
+    layout; plain XLA is left to it unless rows are divided.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if math.prod(sizes.values()) == 1 or CONTEXT not in sizes:
+        return None
+    if sizes[CONTEXT] == 1 and reference_attention.resolve(implementation, q) == "xla":
+        return None
+    batch, _, heads, _ = q.shape
+    divided = batch % math.prod(sizes[axis] for axis in BATCH) == 0
+    tensor = sizes[TENSOR] if heads % sizes[TENSOR] == 0 else 1
+    return Layout(
+        batch=BATCH if divided else None,
+        heads=TENSOR if heads % sizes[TENSOR] == 0 else None,
+        context=sizes[CONTEXT],
+        ulysses=math.gcd(heads // tensor, sizes[CONTEXT]),
+    )
+
+
+def _axis_size(axis: str | None) -> int:
+    return dict(jax.sharding.get_abstract_mesh().shape)[axis] if axis else 1
+
+
+def _pad(a: Array, axis: int, multiple: int) -> Array:
+    """Fill up with zeros: rows that are not valid, heads that nobody reads."""
+    extra = -a.shape[axis] % multiple
+    return jnp.pad(a, [(0, extra if i == axis else 0) for i in range(a.ndim)])
+
+
+def _trade(
+    a: Float[Array, "B rows heads K"], layout: Layout
+) -> Float[Array, "B more fewer K"]:
+    """Give heads away and take rows (Ulysses)."""
+    if layout.ulysses == 1:
+        return a
+    return jax.lax.all_to_all(
+        a, CONTEXT, 2, 1, axis_index_groups=layout.groups, tiled=True
+    )
+
+
+def _trade_back(
+    a: Float[Array, "B rows heads K"], layout: Layout
+) -> Float[Array, "B fewer more K"]:
+    if layout.ulysses == 1:
+        return a
+    return jax.lax.all_to_all(
+        a, CONTEXT, 1, 2, axis_index_groups=layout.groups, tiled=True
+    )
+
+
+def _attend(
+    q: Float[Array, "B T N K"],
+    sources: list[tuple[Array, Array, Array]],
+    keywords: dict,
+) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N"]]:
+    (k, v, valid), (reference_k, reference_v, reference_valid) = sources
+    return reference_attention.target_attention(
+        q,
+        k,
+        v,
+        reference_k,
+        reference_v,
+        valid=valid,
+        reference_valid=reference_valid,
+        return_lse=True,
+        **keywords,
+    )
+
+
+def _go_round(
+    q: Float[Array, "B T N K"],
+    sources: list[tuple[Array, Array, Array]],
+    layout: Layout,
+    keywords: dict,
+) -> Float[Array, "B T N K"]:
+    """Attend to one part of all keys after another, as they come round the ring.
+
+    The next part is sent before the present one is used, so that both can overlap.
+    """
+    place = jax.lax.axis_index(CONTEXT) // layout.ulysses
+    onward = [
+        (device, (device + layout.ulysses) % layout.context)
+        for device in range(layout.context)
+    ]
+    pairs = [source[:2] for source in sources]
+    total = jnp.zeros(q.shape, jnp.float32)
+    seen = jnp.full(q.shape[:3], MASKED)
+    for turn in range(layout.ring):
+        held, origin = pairs, (place - turn) % layout.ring
+        if turn + 1 < layout.ring:
+            pairs = jax.lax.ppermute(pairs, CONTEXT, onward)
+        parts = [
+            (*pair, _cut_part(marks, origin, layout.ring))
+            for pair, (_, _, marks) in zip(held, sources, strict=True)
+        ]
+        out, lse = _attend(q, parts, keywords)
+        together = jnp.logaddexp(seen, lse)
+        total = total * jnp.exp(seen - together)[..., None]
+        total = total + out.astype(jnp.float32) * jnp.exp(lse - together)[..., None]
+        seen = together
+    return total.astype(q.dtype)
+
+
+def _cut_part(
+    marks: Bool[Array, "B T"], part: Int[Array, ""], parts: int
+) -> Bool[Array, "B t"]:
+    length = marks.shape[1] // parts
+    return jax.lax.dynamic_slice_in_dim(marks, part * length, length, axis=1)

@@ -1,0 +1,158 @@
+"""Sparse Reference Attention: time on a TPU or GPU, or what the compilers say without.
+
+  python -m benchmarks.attention [--shapes 480 --repeats 9]
+  python -m benchmarks.attention compile [--generations v5e v5p v6e tpu7x]
+  python -m benchmarks.attention search [--generations v6e]
+
+The first prints, for each shape, length R of reference (latents) and share of it that
+is valid (a face box in each latent), the median time, useful TFLOP/s (eq. 1) and their
+share of the device's peak, and the ratio to the best library path on the same device:
+cuDNN, or splash attention on TPU, given everything in one sequence. Then the ratio to
+the ideal of skipping what is not valid (eq. 2) and the fit a + b R + c R^2. On a CPU it
+prints rooflines and what the TPU compiler says of each kernel instead. `search` times
+candidates of block sizes, or without the device names those that compile.
+
+  (1) useful operations  4 N K (own pairs seen + T valid R) forward, 2.5 times backward
+  (2) ideal ratio        (S + valid R) / (S + R)
+"""
+
+import argparse
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+from avatar_kernels import topologies
+from avatar_kernels.reference_attention import block_sizes
+from jax.sharding import NamedSharding, PartitionSpec
+
+from avatar_jax import command
+from benchmarks import attention_shapes, attention_timing
+
+SHAPES = attention_shapes.make_shapes()
+REFERENCE = 48  # latents, where one length stands for all
+MEBIBYTE = 2**20
+CANDIDATES = tuple(
+    block_sizes.BlockSizes(q, kv, compute, limit * MEBIBYTE)
+    for q in (512, 1024, 2048)
+    for kv, compute in ((512, 512), (1024, 512), (1024, 1024), (2048, 512))
+    for limit in (48,)
+)
+
+
+class Report(NamedTuple):
+    """What a compiler says of one program."""
+
+    seconds: float
+    temporary_bytes: int
+    argument_bytes: int
+
+
+def main(argv: list[str]) -> None:
+    """Do what the first argument says; none: measure."""
+    args = _parse(argv)
+    command.use_compilation_cache()
+    shapes = {name: s for name, s in SHAPES.items() if args.shapes in name}
+    if args.action == "search":
+        search(args.generations, shapes)
+    elif args.action == "compile":
+        compile_all(args.generations, shapes)
+    elif jax.default_backend() == "cpu":
+        print("No accelerator: rooflines, and what the TPU compiler says.\n")
+        attention_timing.print_rooflines(shapes)
+        compile_all(args.generations, {name: shapes[name] for name in list(shapes)[:1]})
+    else:
+        attention_timing.measure(shapes, args.repeats)
+
+
+def compile_all(
+    generations: list[str], shapes: dict[str, attention_shapes.Shape]
+) -> None:
+    """Compile every kernel for every generation and print what the compiler says."""
+    print(f"R = {REFERENCE}, bfloat16, heads x width as on one device")
+    head = f"{'device':<8}{'shape':<32}{'heads':>9}{'pass':>10}"
+    print(f"{head}{'compile s':>11}{'temporary MiB':>15}{'arguments MiB':>15}")
+    for generation in generations:
+        for name, shape in shapes.items():
+            for backward in (False, True):
+                label = "backward" if backward else "forward"
+                heads = f"{shape.heads} x {shape.width}"
+                start = f"{generation:<8}{name:<32}{heads:>9}{label:>10}"
+                report = compile_for(generation, shape, backward=backward)
+                print(
+                    f"{start}{report.seconds:11.1f}"
+                    f"{report.temporary_bytes / MEBIBYTE:15.0f}"
+                    f"{report.argument_bytes / MEBIBYTE:15.0f}",
+                    flush=True,
+                )
+
+
+def compile_for(
+    generation: str,
+    shape: attention_shapes.Shape,
+    *,
+    backward: bool,
+    sizes: block_sizes.KernelSizes | None = None,
+) -> Report:
+    """Compile one pass for one chip of a TPU generation."""
+    devices = topologies.describe(topologies.SMALLEST[generation])
+    mesh = jax.make_mesh((1,), ("chip",), devices=devices[:1])
+    sharding = NamedSharding(mesh, PartitionSpec())
+    operator = attention_shapes.make_operator(
+        shape, backward=backward, implementation="mosaic_tpu", sizes=sizes
+    )
+    arrays = attention_shapes.describe_arrays(
+        shape, REFERENCE, backward=backward, sharding=sharding
+    )
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        program = jax.jit(operator).lower(*arrays).compile()
+    memory = program.memory_analysis()
+    return Report(
+        time.perf_counter() - start,
+        memory.temp_size_in_bytes,
+        memory.argument_size_in_bytes,
+    )
+
+
+def search(generations: list[str], shapes: dict[str, attention_shapes.Shape]) -> None:
+    """Time each candidate where there is a device, or say which of them compile."""
+    name, shape = next(iter(shapes.items()))
+    print(f"{name}, R = {REFERENCE}, q x kv / kv_compute")
+    for blocks in CANDIDATES:
+        sizes = block_sizes.KernelSizes(blocks, blocks, blocks)
+        label = f"{blocks.q:>5} x {blocks.kv} / {blocks.kv_compute}"
+        if jax.default_backend() != "cpu":
+            print(f"{label}  {attention_timing.time_sizes(shape, REFERENCE, sizes)}")
+            continue
+        for generation in generations:
+            verdicts = []
+            for backward in (False, True):
+                try:
+                    report = compile_for(
+                        generation, shape, backward=backward, sizes=sizes
+                    )
+                    verdicts.append(f"compiles ({report.seconds:.0f} s)")
+                except jax.errors.JaxRuntimeError as error:
+                    verdicts.append(str(error).split("\n")[0][:60])
+            print(
+                f"{label}  {generation:<6} {verdicts[0]:<30}{verdicts[1]}", flush=True
+            )
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "action", nargs="?", choices=("measure", "compile", "search"), default="measure"
+    )
+    generations = list(topologies.SMALLEST)
+    parser.add_argument(
+        "--generations", nargs="+", choices=generations, default=generations
+    )
+    parser.add_argument("--shapes", default="", help="part of the names to take")
+    parser.add_argument("--repeats", type=int, default=9)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

@@ -1,0 +1,189 @@
+"""Measure `benchmarks.attention` on a device, or say what a device could do at best."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from avatar_kernels.reference_attention import block_sizes, resolve
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+
+from benchmarks import attention_shapes
+from benchmarks.attention_shapes import REFERENCES, VALIDITIES, Shape
+
+# Peak of dense bfloat16 products (TFLOP/s) and of memory (TB/s), makers' data sheets;
+# tpu7x per core.
+PEAKS = {
+    "TPU v5 lite": (197, 0.82),
+    "TPU v5": (459, 2.77),
+    "TPU v6 lite": (918, 1.64),
+    "TPU7x": (1153, 3.69),
+    "NVIDIA A100": (312, 2.04),
+    "NVIDIA H100": (989, 3.35),
+    "NVIDIA H200": (989, 4.8),
+}
+
+
+def find_peak(kind: str) -> tuple[float, float]:
+    """Return the peaks of a device by the start of its kind; NaN where unknown."""
+    known = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(known, key=len)] if known else (np.nan, np.nan)
+
+
+def print_rooflines(shapes: dict[str, Shape]) -> None:
+    """Print the least time of a forward pass, R = 48, by arithmetic and by memory.
+
+    Keys and values are read once per block of 1,024 queries.
+    """
+    print("least ms of a forward pass at R = 48: by arithmetic / by memory")
+    print(f"{'shape':<32}" + "".join(f"{kind:>16}" for kind in PEAKS))
+    for name, shape in shapes.items():
+        flops = shape.flops(48, backward=False)
+        bytes_moved = _count_bytes(shape, 48)
+        cells = [
+            f"{flops / peak / 1e9:.1f} / {bytes_moved / memory / 1e9:.1f}"
+            for peak, memory in PEAKS.values()
+        ]
+        print(f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells))
+    print()
+
+
+def _count_bytes(shape: Shape, reference: int, block: int = 1024) -> float:
+    row = 2 * shape.heads * shape.width  # bfloat16
+    pairs = shape.pairs(reference)
+    return row * (2 * shape.rows + 2 * pairs / block)
+
+
+def measure(shapes: dict[str, Shape], repeats: int) -> None:
+    """Print the table of each shape."""
+    device = jax.devices()[0]
+    peak, _ = find_peak(device.device_kind)
+    print(f"{device.device_kind}, jax {jax.__version__}, bfloat16, median of {repeats}")
+    for name, shape in shapes.items():
+        print(f"\n{name}: {shape.rows} rows, {shape.heads} heads of {shape.width}")
+        for backward in (False, True):
+            _measure_shape(shape, backward=backward, repeats=repeats, peak=peak)
+
+
+def _measure_shape(shape: Shape, *, backward: bool, repeats: int, peak: float) -> None:
+    print("backward" if backward else "forward")
+    print(
+        f"{'R':>4}{'valid':>7}{'compile s':>11}{'ms':>10}{'TFLOP/s':>9}{'of peak':>9}"
+        f"{'library ms':>12}{'library / ours':>16}{'ideal share':>13}"
+    )
+    full = {}
+    for reference in REFERENCES:
+        for validity in VALIDITIES if reference else (1.0,):
+            arrays = _make_arrays(shape, reference, validity, backward=backward)
+            ours = jax.jit(attention_shapes.make_operator(shape, backward=backward))
+            start = time.perf_counter()
+            jax.block_until_ready(ours(*arrays))
+            first = time.perf_counter() - start
+            seconds = _time(ours, arrays, repeats)
+            flops = shape.flops(reference, validity, backward=backward)
+            rate = flops / seconds / 1e12
+            ideal = np.nan
+            if validity == 1.0:
+                full[reference] = seconds
+            else:
+                least = full[reference] * shape.pairs(reference, validity)
+                ideal = least / shape.pairs(reference) / seconds
+            library = np.nan
+            if validity == 1.0 and shape.window is None:
+                library = _time_library(shape, arrays, backward, repeats)
+            print(
+                f"{reference:4d}{validity:7.0%}{first:11.1f}{1e3 * seconds:10.2f}"
+                f"{rate:9.0f}{rate / peak:9.0%}{1e3 * library:12.2f}"
+                f"{library / seconds:16.2f}{ideal:13.2f}",
+                flush=True,
+            )
+    lengths = np.array(list(full), float)
+    c, b, a = np.polyfit(lengths, 1e3 * np.array(list(full.values())), 2)
+    share = c * lengths[-1] ** 2 / np.polyval((c, b, a), lengths[-1])
+    print(
+        f"fit: {a:.3g} + {b:.3g} R + {c:.3g} R^2 ms; quadratic part at "
+        f"R = {lengths[-1]:.0f}: {share:.1%}"
+    )
+
+
+def time_sizes(shape: Shape, reference: int, sizes: block_sizes.KernelSizes) -> str:
+    """Return the times of both passes with these blocks, or why there is none."""
+    cells = []
+    for backward in (False, True):
+        operator = attention_shapes.make_operator(shape, backward=backward, sizes=sizes)
+        arrays = _make_arrays(shape, reference, 1.0, backward=backward)
+        try:
+            seconds = _time(jax.jit(operator), arrays, 5)
+            cells.append(f"{1e3 * seconds:10.2f} ms")
+        except jax.errors.JaxRuntimeError as error:
+            cells.append(str(error).split("\n")[0][:60])
+    return "  ".join(cells)
+
+
+def _make_arrays(
+    shape: Shape, reference: int, validity: float, *, backward: bool
+) -> list[jax.Array]:
+    kinds = attention_shapes.describe_arrays(shape, reference, backward=backward)
+    arrays = []
+    for seed, kind in enumerate(kinds):
+        if kind.dtype == jnp.bool_:
+            arrays.append(jnp.ones(kind.shape, bool))
+        else:
+            draw = jax.random.normal(jax.random.key(seed), kind.shape, jnp.bfloat16)
+            arrays.append(draw)
+    arrays[6] = jnp.asarray(attention_shapes.find_valid(reference, validity))[None]
+    return arrays
+
+
+def _time(call: Callable, arrays: list[jax.Array], repeats: int) -> float:
+    """Return the median seconds of a call that is already compiled, or will be."""
+    jax.block_until_ready(call(*arrays))
+    samples = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call(*arrays))
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def _time_library(
+    shape: Shape, arrays: list[jax.Array], backward: bool, repeats: int
+) -> float:
+    """Time the platform's own attention over one concatenated sequence."""
+    name = resolve(None, arrays[0].reshape(*arrays[0].shape[:2], -1, shape.width))
+    attend = _splash if name == "mosaic_tpu" else _cudnn
+    operator = attention_shapes.make_operator(shape, backward=backward, attend=attend)
+    return _time(jax.jit(operator), arrays, repeats)
+
+
+def _cudnn(q, k, v, reference_k, reference_v, **_):
+    k = jnp.concatenate([k, reference_k], 1)
+    v = jnp.concatenate([v, reference_v], 1)
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _splash(q, k, v, reference_k, reference_v, **_):
+    k = jnp.concatenate([k, reference_k], 1)
+    v = jnp.concatenate([v, reference_v], 1)
+    rows, keys, heads = q.shape[1], k.shape[1], q.shape[2]
+    extra_q, extra_k = -rows % 1024, -keys % 1024
+    one = splash_attention_mask.FullMask((rows + extra_q, keys + extra_k))
+    kernel = splash_attention_kernel.make_splash_mha_single_device(
+        splash_attention_mask.MultiHeadMask([one] * heads),
+        block_sizes=splash_attention_kernel.BlockSizes(
+            *(1024, 1024), block_kv_compute=512, block_q_dkv=1024, block_kv_dkv=1024
+        ),
+    )
+    pad = functools.partial(jnp.pad, mode="constant")
+    q, k, v = (
+        pad(jnp.swapaxes(a, 1, 2), ((0, 0), (0, 0), (0, extra), (0, 0)))
+        for a, extra in ((q * q.shape[-1] ** -0.5, extra_q), (k, extra_k), (v, extra_k))
+    )
+    out = jax.vmap(kernel)(q, k, v)
+    return jnp.swapaxes(out[:, :, :rows], 1, 2)

@@ -1,0 +1,75 @@
+"""How many queries and keys a kernel takes at a time, by device."""
+
+import dataclasses
+
+import jax
+
+LANES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Blocks of one kernel.
+
+    Attributes:
+      q: queries per block; TPU: a multiple of 128.
+      kv: keys per block that is loaded; TPU: a multiple of `kv_compute`.
+      kv_compute: keys whose scores are held at a time (TPU), a multiple of 128.
+      vmem_limit_bytes: what the kernel may use of VMEM (TPU).
+    """
+
+    q: int = 1024
+    kv: int = 1024
+    kv_compute: int = 512
+    vmem_limit_bytes: int = 48 * 2**20
+
+    def __post_init__(self) -> None:
+        if min(self.q, self.kv, self.kv_compute) < 1 or self.kv % self.kv_compute:
+            raise ValueError(
+                f"kv={self.kv} is no multiple of kv_compute={self.kv_compute}; choose "
+                "blocks of 1 or more rows that divide."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSizes:
+    """Blocks of all kernels of one implementation."""
+
+    forward: BlockSizes = BlockSizes()
+    backward_q: BlockSizes = BlockSizes()
+    backward_kv: BlockSizes = BlockSizes()
+
+
+def same(*sizes: int) -> KernelSizes:
+    """Give all kernels the same blocks."""
+    blocks = BlockSizes(*sizes)
+    return KernelSizes(blocks, blocks, blocks)
+
+
+# The safe default of each implementation: it compiles for every device and head_dim.
+DEFAULTS = {
+    "mosaic_tpu": KernelSizes(),
+    "mosaic_tpu_interpreted": same(128, 128, 128),
+}
+
+
+def find_sizes(implementation: str, device_kind: str, head_dim: int) -> KernelSizes:
+    """Return the blocks of a kernel: those of the table, or the safe default."""
+    table = TABLE.get(implementation, {})
+    return table.get((device_kind, head_dim), DEFAULTS[implementation])
+
+
+# (device kind, head_dim), made by `python -m benchmarks.attention search`.
+TABLE: dict[str, dict[tuple[str, int], KernelSizes]] = {}
+
+
+def find_device() -> tuple[str, str]:
+    """Return platform and kind of the device that a program is being made for.
+
+    That is the device of the mesh that is set (`jax.set_mesh`), which may be one that
+    this machine has not, or else this machine's.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        device = jax.devices()[0]
+    return device.platform, device.device_kind
