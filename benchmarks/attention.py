@@ -1,8 +1,9 @@
 """Sparse Reference Attention: time on a TPU or GPU, or what the compilers say without.
 
   python -m benchmarks.attention [--shapes 480 --repeats 9]
-  python -m benchmarks.attention compile [--generations v5e v5p v6e tpu7x]
-  python -m benchmarks.attention search [--generations v6e]
+  python -m benchmarks.attention compile [--devices v5e v5p v6e tpu7x]
+  bash launch/compile_cuda.sh                                     # the same for GPUs
+  python -m benchmarks.attention search [--devices v6e]
 
 The first prints, for each shape, length R of reference (latents) and share of it that
 is valid (a face box in each latent), the median time, useful TFLOP/s (eq. 1) and their
@@ -17,12 +18,13 @@ candidates of block sizes, or without the device names those that compile.
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 from typing import NamedTuple
 
 import jax
-from avatar_kernels import topologies
+from avatar_kernels import cuda_targets, topologies
 from avatar_kernels.reference_attention import block_sizes
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -54,52 +56,78 @@ def main(argv: list[str]) -> None:
     command.use_compilation_cache()
     shapes = {name: s for name, s in SHAPES.items() if args.shapes in name}
     if args.action == "search":
-        search(args.generations, shapes)
+        search(args.devices, shapes)
     elif args.action == "compile":
-        compile_all(args.generations, shapes)
+        compile_all(args.devices, shapes, args.implementation)
     elif jax.default_backend() == "cpu":
         print("No accelerator: rooflines, and what the TPU compiler says.\n")
         attention_timing.print_rooflines(shapes)
-        compile_all(args.generations, {name: shapes[name] for name in list(shapes)[:1]})
+        compile_all(args.devices, {name: shapes[name] for name in list(shapes)[:1]})
     else:
         attention_timing.measure(shapes, args.repeats)
 
 
 def compile_all(
-    generations: list[str], shapes: dict[str, attention_shapes.Shape]
+    devices: list[str],
+    shapes: dict[str, attention_shapes.Shape],
+    implementation: str | None = None,
 ) -> None:
-    """Compile every kernel for every generation and print what the compiler says."""
-    print(f"R = {REFERENCE}, bfloat16, heads x width as on one device")
+    """Compile every kernel for every device and print what the compiler says."""
+    print(f"R = {REFERENCE}, bfloat16; 5 heads: as on each of 8 chips")
     head = f"{'device':<8}{'shape':<32}{'heads':>9}{'pass':>10}"
     print(f"{head}{'compile s':>11}{'temporary MiB':>15}{'arguments MiB':>15}")
-    for generation in generations:
+    for device in devices:
         for name, shape in shapes.items():
             for backward in (False, True):
+                shape, report = _fit(device, shape, backward, implementation)
                 label = "backward" if backward else "forward"
                 heads = f"{shape.heads} x {shape.width}"
-                start = f"{generation:<8}{name:<32}{heads:>9}{label:>10}"
-                report = compile_for(generation, shape, backward=backward)
                 print(
-                    f"{start}{report.seconds:11.1f}"
+                    f"{device:<8}{name:<32}{heads:>9}{label:>10}{report.seconds:11.1f}"
                     f"{report.temporary_bytes / MEBIBYTE:15.0f}"
                     f"{report.argument_bytes / MEBIBYTE:15.0f}",
                     flush=True,
                 )
 
 
+def _fit(
+    device: str,
+    shape: attention_shapes.Shape,
+    backward: bool,
+    implementation: str | None,
+) -> tuple[attention_shapes.Shape, Report]:
+    """Compile with all heads, or where rows alone overfill the chip with an eighth."""
+    shares = (shape, dataclasses.replace(shape, heads=shape.heads // 8))
+    for share in shares:
+        try:
+            return share, compile_for(
+                device, share, backward=backward, implementation=implementation
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "HbmOom" not in str(error) or share is shares[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
 def compile_for(
-    generation: str,
+    device: str,
     shape: attention_shapes.Shape,
     *,
     backward: bool,
     sizes: block_sizes.KernelSizes | None = None,
+    implementation: str | None = None,
 ) -> Report:
-    """Compile one pass for one chip of a TPU generation."""
-    devices = topologies.describe(topologies.SMALLEST[generation])
+    """Compile one pass for one chip: a TPU generation, or a GPU of `cuda_targets`."""
+    name = "mosaic_tpu"
+    if device in topologies.SMALLEST:
+        devices = topologies.describe(topologies.SMALLEST[device])
+    else:
+        devices = cuda_targets.devices(device)
+        name = implementation or "triton"
     mesh = jax.make_mesh((1,), ("chip",), devices=devices[:1])
     sharding = NamedSharding(mesh, PartitionSpec())
     operator = attention_shapes.make_operator(
-        shape, backward=backward, implementation="mosaic_tpu", sizes=sizes
+        shape, backward=backward, implementation=name, sizes=sizes
     )
     arrays = attention_shapes.describe_arrays(
         shape, REFERENCE, backward=backward, sharding=sharding
@@ -115,7 +143,7 @@ def compile_for(
     )
 
 
-def search(generations: list[str], shapes: dict[str, attention_shapes.Shape]) -> None:
+def search(devices: list[str], shapes: dict[str, attention_shapes.Shape]) -> None:
     """Time each candidate where there is a device, or say which of them compile."""
     name, shape = next(iter(shapes.items()))
     print(f"{name}, R = {REFERENCE}, q x kv / kv_compute")
@@ -125,19 +153,15 @@ def search(generations: list[str], shapes: dict[str, attention_shapes.Shape]) ->
         if jax.default_backend() != "cpu":
             print(f"{label}  {attention_timing.time_sizes(shape, REFERENCE, sizes)}")
             continue
-        for generation in generations:
+        for device in devices:
             verdicts = []
             for backward in (False, True):
                 try:
-                    report = compile_for(
-                        generation, shape, backward=backward, sizes=sizes
-                    )
+                    report = compile_for(device, shape, backward=backward, sizes=sizes)
                     verdicts.append(f"compiles ({report.seconds:.0f} s)")
                 except jax.errors.JaxRuntimeError as error:
                     verdicts.append(str(error).split("\n")[0][:60])
-            print(
-                f"{label}  {generation:<6} {verdicts[0]:<30}{verdicts[1]}", flush=True
-            )
+            print(f"{label}  {device:<6} {verdicts[0]:<30}{verdicts[1]}", flush=True)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -145,9 +169,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "action", nargs="?", choices=("measure", "compile", "search"), default="measure"
     )
-    generations = list(topologies.SMALLEST)
+    tpus = list(topologies.SMALLEST)
+    known = [*tpus, *cuda_targets.names()]
+    parser.add_argument("--devices", nargs="+", choices=known, default=tpus)
     parser.add_argument(
-        "--generations", nargs="+", choices=generations, default=generations
+        "--implementation", choices=("triton", "mosaic_gpu"), help="on a GPU"
     )
     parser.add_argument("--shapes", default="", help="part of the names to take")
     parser.add_argument("--repeats", type=int, default=9)

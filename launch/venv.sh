@@ -2,21 +2,21 @@
 #
 # make_venv WHAT...: make or reuse .venv, install WHAT with pip, activate it and set
 # VENV_SECONDS to how long that took. Installs again only after the files that name the
-# packages have changed. PYTHON=... picks the interpreter.
+# packages have changed. PYTHON=... picks the interpreter, VENV_FOLDER=... another folder.
 
 make_venv() {
-  local started=$SECONDS stamp wanted
-  if [ ! -x .venv/bin/python ]; then
+  local started=$SECONDS folder=${VENV_FOLDER:-.venv} stamp wanted
+  if [ ! -x "$folder/bin/python" ]; then
     local python
     python=$(_find_python) || return 2
-    "$python" -m venv .venv || { rm -rf .venv; return 2; }
+    "$python" -m venv "$folder" || { rm -rf "$folder"; return 2; }
   fi
   # shellcheck disable=SC1091
-  . .venv/bin/activate
-  stamp=.venv/.installed-$(echo "$*" | cksum | cut -d' ' -f1)
+  . "$folder/bin/activate"
+  stamp=$folder/.installed-$(echo "$*" | cksum | cut -d' ' -f1)
   wanted=$(cat requirements.txt pyproject.toml | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing into .venv (a few minutes the first time)"
+    echo "installing into $folder (a few minutes the first time)"
     python -m pip install --quiet --disable-pip-version-check "$@" || return 2
     echo "$wanted" >"$stamp"
   fi

@@ -5,6 +5,8 @@ Order (Avatar V, figure 1): self-attention (AdaLN), text, audio, motion, feed-fo
 alone and once; the target pass reads its keys and values.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jaxtyping import Array, Float
 
 from avatar_jax.models import audio, motion, tokens
 from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.nn import attention, context_parallel, feedforward, norms, rotary
+from avatar_jax.nn import attention, context_parallel, feedforward, fused, norms
 
 
 @struct.dataclass
@@ -91,8 +93,7 @@ class Block(nn.Module):
         """
         x = x + context.role.astype(x.dtype)
         shift, scale, gate, *after = self._modulation(context.modulation)
-        y = norms.modulate(x, shift, scale)
-        q, k, v = self._projections(y, context.turn)
+        q, k, v = self._projections(self._norm(x, shift, scale)[1], context.turn)
         reference_k, reference_v, reference_valid = reference
         mixed = context_parallel.target_attention(
             q,
@@ -104,8 +105,7 @@ class Block(nn.Module):
             reference_valid=reference_valid,
             implementation=self.cfg.attention,
         )
-        x = self._residual(x, self._merge(mixed), gate)
-        x = x + self._text(x, context.text)
+        x = self._text(x, self._merge(mixed), gate, context.text)
         generated, still = _split_frames(x, context.frames)
         if context.audio is not None:
             generated = generated + self.audio.target(
@@ -129,7 +129,7 @@ class Block(nn.Module):
         rows = context.rows
         x = x + context.role.astype(x.dtype)
         shift, scale, gate, *after = self._modulation(context.modulation)
-        q, k, v = self._projections(norms.modulate(x, shift, scale), context.turn)
+        q, k, v = self._projections(self._norm(x, shift, scale)[1], context.turn)
         mixed = context_parallel.segment_attention(
             q,
             k,
@@ -138,8 +138,7 @@ class Block(nn.Module):
             segment_ids=rows.segment_ids,
             implementation=self.cfg.attention,
         )
-        x = self._residual(x, self._merge(mixed), gate)
-        x = x + self._text(x, context.text)
+        x = self._text(x, self._merge(mixed), gate, context.text)
         is_video = ~rows.is_face[..., None]
         if context.audio is not None:
             heard = self.audio.reference(
@@ -176,34 +175,59 @@ class Block(nn.Module):
         self, y: Float[Array, "B T D"], turn: Float[Array, "b T pairs"]
     ) -> tuple[Array, Array, Array]:
         layer = self.attention
-        parts = layer.queries(y), layer.keys(y), layer.values(y)
+        norm = functools.partial(
+            fused.norm_rotary, turn=turn, implementation=self.cfg.attention
+        )
+        parts = layer.queries(y, norm=norm), layer.keys(y, norm=norm), layer.values(y)
         q, k, v = (attention.split_heads(a, self.cfg.heads) for a in parts)
         names = ("batch", "tokens", "heads", None)
-        q, k, v = (nn.with_logical_constraint(a, names) for a in (q, k, v))
-        return rotary.rotate(q, turn), rotary.rotate(k, turn), v
+        return tuple(nn.with_logical_constraint(a, names) for a in (q, k, v))
 
     def _merge(self, mixed: Float[Array, "B T N K"]) -> Float[Array, "B T D"]:
-        return self.attention.output(rearrange(mixed, "B T N K -> B T (N K)"))
+        return self._output(self.attention, mixed)
+
+    def _output(
+        self, layer: attention.Attention, mixed: Float[Array, "B T N K"]
+    ) -> Float[Array, "B T D"]:
+        return layer.output(rearrange(mixed, "B T N K -> B T (N K)"))
+
+    def _norm(
+        self, x: Float[Array, "B T D"], shift: Array, scale: Array, **residual: Array
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        return fused.modulated_norm(
+            x,
+            shift,
+            scale,
+            **residual,
+            head_dim=self.cfg.head_dim,
+            implementation=self.cfg.attention,
+        )
 
     def _text(
-        self, x: Float[Array, "B T D"], text: Float[Array, "B L D"]
+        self,
+        x: Float[Array, "B T D"],
+        mixed: Float[Array, "B T D"],
+        gate: Float[Array, "b 1 D"],
+        text: Float[Array, "B L D"],
     ) -> Float[Array, "B T D"]:
+        """Add what self-attention has mixed, then what the text says of the sum."""
         layer = self.text_attention
-        q = layer.queries(self.text_norm(x))
-        return layer.attend(q, layer.keys(text), layer.values(text))
+        scale, bias = (vector[None, None] for vector in self.text_norm.vectors(x))
+        x, normed = self._norm(x, bias, scale - 1, added=mixed, gate=gate)
+        q, k, v = layer.queries(normed), layer.keys(text), layer.values(text)
+        q, k, v = (attention.split_heads(a, self.cfg.heads) for a in (q, k, v))
+        heard = context_parallel.cross_attention(
+            q, k, v, implementation=self.cfg.attention
+        )
+        return x + self._output(layer, heard)
 
     def _feedforward(
         self, x: Float[Array, "B T D"], modulation: list[Array]
     ) -> Float[Array, "B T D"]:
         shift, scale, gate = modulation
-        y = self.feedforward(norms.modulate(x, shift, scale))
-        x = self._residual(x, y, gate)
+        y = self.feedforward(self._norm(x, shift, scale)[1])
+        x = (x + gate * y).astype(x.dtype)
         return nn.with_logical_constraint(x, ("batch", "tokens", "width"))
-
-    def _residual(
-        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], gate: Array
-    ) -> Float[Array, "B T D"]:
-        return (x + gate * y).astype(x.dtype)
 
     def _append_identity(
         self, k: Array, v: Array, identity: Float[Array, "B I D"]

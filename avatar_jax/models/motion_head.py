@@ -16,6 +16,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from avatar_kernels import norm_rotary
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
@@ -108,7 +109,7 @@ class _Block(nn.Module):
         turn = rotary.angles(jnp.tile(positions, (1, 3)), self.width // self.heads)
         q, k = (
             rearrange(
-                rotary.rotate(attention.split_heads(a, self.heads), turn[None]),
+                norm_rotary.rotate(attention.split_heads(a, self.heads), turn[None]),
                 "B frames N K -> B frames (N K)",
             )
             for a in (layer.queries(x), layer.keys(x))

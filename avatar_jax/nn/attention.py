@@ -1,5 +1,7 @@
 """Attention layers: projections with norms; the products are the caller's choice."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,18 +45,27 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = norms.RMSNorm(), norms.RMSNorm()
 
     def queries(
-        self, x: Float[Array, "... D"], extra: Float[Array, "... D"] | None = None
+        self,
+        x: Float[Array, "... D"],
+        extra: Float[Array, "... D"] | None = None,
+        norm: Callable[[Array, Array], Array] | None = None,
     ) -> Float[Array, "... D"]:
-        """Project to normed queries; `extra` is added before the norm."""
+        """Project to normed queries; `extra` is added before the norm.
+
+        `norm` replaces the norm by one that does more; it is given rows and gain.
+        """
         q = self.q(x)
-        return self.norm_q(q if extra is None else q + extra)
+        return self.norm_q(q if extra is None else q + extra, norm)
 
     def keys(
-        self, c: Float[Array, "... M"], extra: Float[Array, "... D"] | None = None
+        self,
+        c: Float[Array, "... M"],
+        extra: Float[Array, "... D"] | None = None,
+        norm: Callable[[Array, Array], Array] | None = None,
     ) -> Float[Array, "... D"]:
-        """Project to normed keys; `extra` is added before the norm."""
+        """Project to normed keys; see `queries`."""
         k = self.k(c)
-        return self.norm_k(k if extra is None else k + extra)
+        return self.norm_k(k if extra is None else k + extra, norm)
 
     def values(self, c: Float[Array, "... M"]) -> Float[Array, "... D"]:
         """Project to values."""

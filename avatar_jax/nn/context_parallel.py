@@ -21,7 +21,6 @@ divide are filled up with empty ones, for it is done once per request.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -29,49 +28,9 @@ from avatar_kernels import reference_attention
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-BATCH, CONTEXT, TENSOR = ("data", "fsdp"), "context", "tensor"
+from avatar_jax.nn import layouts
+
 MASKED = -1e30  # log-sum-exp of nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How one attention lies on the mesh.
-
-    Attributes:
-      batch: axes that the batch is divided over, or None.
-      heads: axis that heads are divided over, or None.
-      context: devices that rows are divided over.
-      ulysses: of these, devices that trade rows for heads.
-    """
-
-    batch: tuple[str, ...] | None
-    heads: str | None
-    context: int
-    ulysses: int
-
-    @property
-    def ring(self) -> int:
-        """Devices that keys and values go round."""
-        return self.context // self.ulysses
-
-    @property
-    def groups(self) -> list[list[int]]:
-        """Devices of `context` that trade with each other."""
-        u = self.ulysses
-        return [list(range(start, start + u)) for start in range(0, self.context, u)]
-
-    def rows(self) -> PartitionSpec:
-        """Return the spec of `B T N K` whose rows are divided."""
-        return PartitionSpec(self.batch, CONTEXT, self.heads, None)
-
-    def by_head(self) -> PartitionSpec:
-        """Return the spec of `B R N K` whose heads are divided, rows whole."""
-        axes = (self.heads, CONTEXT) if self.heads else CONTEXT
-        return PartitionSpec(self.batch, None, axes, None)
-
-    def marks(self) -> PartitionSpec:
-        """Return the spec of `B T` that every device of `context` knows."""
-        return PartitionSpec(self.batch, None)
 
 
 def target_attention(
@@ -92,7 +51,7 @@ def target_attention(
       NotImplementedError: a window where heads do not divide over `context`.
     """
     keywords = {"window": window, "implementation": implementation}
-    layout = find_layout(q, implementation)
+    layout = layouts.find_layout(q, implementation)
     if layout is None:
         return reference_attention.target_attention(
             q,
@@ -110,12 +69,12 @@ def target_attention(
             f"axis 'context'; got {q.shape[2]} heads. Use fewer devices there."
         )
     rows = q.shape[1]
-    q, k, v, valid = (_pad(a, 1, layout.context) for a in (q, k, v, valid))
+    q, k, v, valid = (layouts.pad(a, 1, layout.context) for a in (q, k, v, valid))
     own, reference = layout.rows(), layout.by_head()
     if layout.ring > 1:
         reference = layout.rows()
         reference_k, reference_v, reference_valid = (
-            _pad(a, 1, layout.context)
+            layouts.pad(a, 1, layout.context)
             for a in (reference_k, reference_v, reference_valid)
         )
 
@@ -127,7 +86,7 @@ def target_attention(
             # All rows are here; without the padding, which a window would miscount.
             moved[0] = tuple(a[:, :rows] for a in moved[0])
             out, _ = _attend(q[:, :rows], moved, keywords)
-            out = _pad(out, 1, layout.context)
+            out = layouts.pad(out, 1, layout.context)
         else:
             moved[1] = tuple(_trade(a, layout) for a in sources[1][:2]) + sources[1][2:]
             out = _go_round(q, moved, layout, keywords)
@@ -153,7 +112,7 @@ def segment_attention(
     implementation: reference_attention.Implementation | None = None,
 ) -> Float[Array, "B R N K"]:
     """Call the kernel of that name on the mesh that is set, or on one device."""
-    layout = find_layout(q, implementation)
+    layout = layouts.find_layout(q, implementation)
     if layout is None:
         return reference_attention.segment_attention(
             q,
@@ -165,11 +124,13 @@ def segment_attention(
         )
     _, rows, heads, _ = q.shape
     layout = dataclasses.replace(layout, ulysses=layout.context)
-    tensor = _axis_size(layout.heads)
+    filled = layout.tensor * layout.context
     q, k, v = (
-        _pad(_pad(a, 1, layout.context), 2, tensor * layout.context) for a in (q, k, v)
+        layouts.pad(layouts.pad(a, 1, layout.context), 2, filled) for a in (q, k, v)
     )
-    valid, segment_ids = (_pad(a, 1, layout.context) for a in (valid, segment_ids))
+    valid, segment_ids = (
+        layouts.pad(a, 1, layout.context) for a in (valid, segment_ids)
+    )
 
     def attend(q, k, v, valid, segment_ids):
         out = reference_attention.segment_attention(
@@ -190,59 +151,58 @@ def segment_attention(
     return out[:, :rows, :heads]
 
 
-def find_layout(
+def cross_attention(
     q: Float[Array, "B T N K"],
-    implementation: reference_attention.Implementation | None,
-) -> Layout | None:
-    """Return how queries lie on the mesh that is set; None: nothing is to be done.
+    k: Float[Array, "B L N K"],
+    v: Float[Array, "B L N K"],
+    *,
+    implementation: reference_attention.Implementation | None = None,
+) -> Float[Array, "B T N K"]:
+    """Attend to all of a short sequence (text) that every device of `context` holds."""
 
-    Kernels are opaque to the partitioner, so that any mesh of several devices needs a
-    layout; plain XLA is left to it unless rows are divided.
-    """
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    if math.prod(sizes.values()) == 1 or CONTEXT not in sizes:
-        return None
-    if sizes[CONTEXT] == 1 and reference_attention.resolve(implementation, q) == "xla":
-        return None
-    batch, _, heads, _ = q.shape
-    divided = batch % math.prod(sizes[axis] for axis in BATCH) == 0
-    tensor = sizes[TENSOR] if heads % sizes[TENSOR] == 0 else 1
-    return Layout(
-        batch=BATCH if divided else None,
-        heads=TENSOR if heads % sizes[TENSOR] == 0 else None,
-        context=sizes[CONTEXT],
-        ulysses=math.gcd(heads // tensor, sizes[CONTEXT]),
-    )
+    def attend(q, k, v):
+        return reference_attention.target_attention(
+            q,
+            k,
+            v,
+            k[:, :0],
+            v[:, :0],
+            valid=jnp.ones(k.shape[:2], bool),
+            reference_valid=jnp.ones((len(k), 0), bool),
+            implementation=implementation,
+        )
 
-
-def _axis_size(axis: str | None) -> int:
-    return dict(jax.sharding.get_abstract_mesh().shape)[axis] if axis else 1
-
-
-def _pad(a: Array, axis: int, multiple: int) -> Array:
-    """Fill up with zeros: rows that are not valid, heads that nobody reads."""
-    extra = -a.shape[axis] % multiple
-    return jnp.pad(a, [(0, extra if i == axis else 0) for i in range(a.ndim)])
+    layout = layouts.find_layout(q, implementation)
+    if layout is None:
+        return attend(q, k, v)
+    whole = PartitionSpec(layout.batch, None, layout.heads, None)
+    out = jax.shard_map(
+        attend,
+        in_specs=(layout.rows(), whole, whole),
+        out_specs=layout.rows(),
+        check_vma=False,
+    )(layouts.pad(q, 1, layout.context), k, v)
+    return out[:, : q.shape[1]]
 
 
 def _trade(
-    a: Float[Array, "B rows heads K"], layout: Layout
+    a: Float[Array, "B rows heads K"], layout: layouts.Layout
 ) -> Float[Array, "B more fewer K"]:
     """Give heads away and take rows (Ulysses)."""
     if layout.ulysses == 1:
         return a
     return jax.lax.all_to_all(
-        a, CONTEXT, 2, 1, axis_index_groups=layout.groups, tiled=True
+        a, layouts.CONTEXT, 2, 1, axis_index_groups=layout.groups, tiled=True
     )
 
 
 def _trade_back(
-    a: Float[Array, "B rows heads K"], layout: Layout
+    a: Float[Array, "B rows heads K"], layout: layouts.Layout
 ) -> Float[Array, "B fewer more K"]:
     if layout.ulysses == 1:
         return a
     return jax.lax.all_to_all(
-        a, CONTEXT, 1, 2, axis_index_groups=layout.groups, tiled=True
+        a, layouts.CONTEXT, 1, 2, axis_index_groups=layout.groups, tiled=True
     )
 
 
@@ -268,14 +228,14 @@ def _attend(
 def _go_round(
     q: Float[Array, "B T N K"],
     sources: list[tuple[Array, Array, Array]],
-    layout: Layout,
+    layout: layouts.Layout,
     keywords: dict,
 ) -> Float[Array, "B T N K"]:
     """Attend to one part of all keys after another, as they come round the ring.
 
     The next part is sent before the present one is used, so that both can overlap.
     """
-    place = jax.lax.axis_index(CONTEXT) // layout.ulysses
+    place = jax.lax.axis_index(layouts.CONTEXT) // layout.ulysses
     onward = [
         (device, (device + layout.ulysses) % layout.context)
         for device in range(layout.context)
@@ -286,7 +246,7 @@ def _go_round(
     for turn in range(layout.ring):
         held, origin = pairs, (place - turn) % layout.ring
         if turn + 1 < layout.ring:
-            pairs = jax.lax.ppermute(pairs, CONTEXT, onward)
+            pairs = jax.lax.ppermute(pairs, layouts.CONTEXT, onward)
         parts = [
             (*pair, _cut_part(marks, origin, layout.ring))
             for pair, (_, _, marks) in zip(held, sources, strict=True)

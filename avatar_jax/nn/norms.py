@@ -1,5 +1,7 @@
 """Normalisations, always computed in float32: squares of bf16 lose digits."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,10 +37,14 @@ class LayerNorm(nn.Module):
     eps: float = LAYER_NORM_EPS
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def vectors(self, x: Float[Array, "... D"]) -> tuple[Array, Array]:
+        """Return scale and bias for rows like x, for a norm that does more."""
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
+        return scale, self.param("bias", nn.initializers.zeros, (width,))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale, bias = self.vectors(x)
         y = layer_norm(x.astype(jnp.float32), eps=self.eps)
         return (y * _last(scale, y) + _last(bias, y)).astype(x.dtype)
 
@@ -49,8 +55,15 @@ class RMSNorm(nn.Module):
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(
+        self,
+        x: Float[Array, "... D"],
+        then: Callable[[Array, Array], Array] | None = None,
+    ) -> Float[Array, "... D"]:
+        """Norm rows, or give rows and gain to `then`, which norms and does more."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        if then is not None:
+            return then(x, scale)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * _last(scale, y)).astype(x.dtype)

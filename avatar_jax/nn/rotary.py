@@ -28,13 +28,3 @@ def angles(
         for i, speeds in enumerate(frequencies(head_dim))
     ]
     return jnp.concatenate(parts, -1)
-
-
-def rotate(
-    x: Float[Array, "B T N K"], turn: Float[Array, "b T pairs"]
-) -> Float[Array, "B T N K"]:
-    """Turn every pair of channels by its angle, in float32."""
-    cos, sin = jnp.cos(turn)[:, :, None], jnp.sin(turn)[:, :, None]  # b T 1 pairs
-    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-    return turned.reshape(x.shape).astype(x.dtype)

@@ -15,7 +15,7 @@ from avatar_jax.sampling import chunk
 
 # Heads of 64 channels, which kernels are made for; the rest as small as it goes.
 CONFIG = dataclasses.replace(FULL, width=128, mlp_width=32, heads=2, layers=2)
-INTERPRETED = ("mosaic_tpu_interpreted",)
+INTERPRETED = ("mosaic_tpu_interpreted", "triton_interpreted")
 pytestmark = pytest.mark.slow
 
 

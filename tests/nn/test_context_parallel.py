@@ -7,7 +7,7 @@ import pytest
 from avatar_kernels.reference_attention import LocalWindow
 
 from avatar_jax import sharding
-from avatar_jax.nn import context_parallel
+from avatar_jax.nn import context_parallel, layouts
 
 ROWS, REFERENCE, WIDTH = 10, 7, 8  # neither number of rows divides
 MESHES = {
@@ -101,6 +101,6 @@ def test_a_window_on_a_ring_is_refused():
 
 def test_one_device_has_no_layout():
     rows, *_ = make(2)
-    assert context_parallel.find_layout(rows[0], "xla") is None
+    assert layouts.find_layout(rows[0], "xla") is None
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig())):
-        assert context_parallel.find_layout(rows[0], "xla") is None
+        assert layouts.find_layout(rows[0], "xla") is None

@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from avatar_kernels.reference_attention import (
@@ -12,7 +13,14 @@ from avatar_kernels.reference_attention import (
 )
 from avatar_kernels.reference_attention.reference import LocalWindow
 
-Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
+Implementation = Literal[
+    "xla",
+    "mosaic_tpu",
+    "mosaic_tpu_interpreted",
+    "mosaic_gpu",
+    "triton",
+    "triton_interpreted",
+]
 HEAD_DIMS = (64, 128)
 
 
@@ -46,9 +54,9 @@ def target_attention(
       reference_valid: reference rows that may be seen.
       window: which own rows are near enough; needs T = S. None: all.
       return_lse: also return the log-sum-exp of each query and head, in float32.
-      implementation: "xla" is plain jnp, "mosaic_tpu" are kernels; what ends in
-        "_interpreted" runs kernels on a CPU, slowly, for tests. None picks the best for
-        the device (`pick`).
+      implementation: "xla" is plain jnp; "mosaic_tpu", "mosaic_gpu" (Hopper) and
+        "triton" (any GPU) are kernels; what ends in "_interpreted" runs kernels on a
+        CPU, slowly, for tests. None picks the best for the device.
       sizes: blocks of a kernel; None: those of the table for the device.
 
     Raises:
@@ -126,20 +134,13 @@ def segment_attention(
     return (out, lse) if return_lse else out
 
 
-def pick(platform: str, head_dim: int) -> Implementation:
-    """Return the best implementation for a platform ("tpu", "gpu", "cpu").
-
-    Heads of a width that kernels are not made for go through XLA.
-    """
-    if head_dim not in HEAD_DIMS:
-        return "xla"
-    return {"tpu": "mosaic_tpu"}.get(platform, "xla")
-
-
 def resolve(
-    implementation: Implementation | None, q: Float[Array, "B T N K"]
+    implementation: Implementation | None,
+    q: Float[Array, "B T N K"] | jax.ShapeDtypeStruct,
 ) -> Implementation:
     """Return the implementation that will run; None: the best for the device.
+
+    Heads of a width that kernels are not made for go through XLA.
 
     Raises:
       NotImplementedError: there is none of that name, or none for this head_dim.
@@ -147,7 +148,12 @@ def resolve(
     width = q.shape[-1]
     if implementation is None:
         platform, _ = block_sizes.find_device()
-        return pick(platform, width)
+        if width not in HEAD_DIMS:
+            return "xla"
+        # Choice: Triton on Hopper too, until "mosaic_gpu" has been timed on a device.
+        return {"tpu": "mosaic_tpu", "gpu": "triton", "cuda": "triton"}.get(
+            platform, "xla"
+        )
     if implementation not in get_args(Implementation):
         raise NotImplementedError(
             f"implementation={implementation!r} is not in this build; use one of "
@@ -170,7 +176,7 @@ def _plan(
     _, kind = block_sizes.find_device()
     if sizes is None:
         sizes = block_sizes.find_sizes(name, kind, q.shape[-1])
-    return vjp.Plan(implementations.KERNELS[name], sizes, window)
+    return vjp.Plan(implementations.find(name), sizes, window)
 
 
 def _check_pairs(

@@ -12,8 +12,10 @@ class BlockSizes:
     """Blocks of one kernel.
 
     Attributes:
-      q: queries per block; TPU: a multiple of 128.
-      kv: keys per block that is loaded; TPU: a multiple of `kv_compute`.
+      q: queries per block; TPU: a multiple of 128. Hopper: 128 or 192 for `forward` and
+        `backward_q` (rows of two or three warpgroups).
+      kv: keys per block that is loaded; a multiple of `kv_compute`. Hopper: 128 or 192
+        for `backward_kv`.
       kv_compute: keys whose scores are held at a time (TPU), a multiple of 128.
       vmem_limit_bytes: what the kernel may use of VMEM (TPU).
     """
@@ -47,9 +49,17 @@ def same(*sizes: int) -> KernelSizes:
 
 
 # The safe default of each implementation: it compiles for every device and head_dim.
+TRITON = KernelSizes(
+    BlockSizes(128, 64, 64), BlockSizes(128, 32, 32), BlockSizes(32, 128, 128)
+)
 DEFAULTS = {
     "mosaic_tpu": KernelSizes(),
     "mosaic_tpu_interpreted": same(128, 128, 128),
+    "mosaic_gpu": KernelSizes(
+        BlockSizes(128, 128, 128), BlockSizes(128, 64, 64), BlockSizes(64, 128, 128)
+    ),
+    "triton": TRITON,
+    "triton_interpreted": TRITON,
 }
 
 

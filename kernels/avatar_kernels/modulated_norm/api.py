@@ -1,0 +1,75 @@
+"""The public function of the modulated norm: pick the code, keep its gradient."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from avatar_kernels.modulated_norm import pallas_tpu, reference
+
+LANES = 128
+
+
+def modulated_norm(
+    x: Float[Array, "B T D"],
+    shift: Float[Array, "b 1 D"],
+    scale: Float[Array, "b 1 D"],
+    *,
+    added: Float[Array, "B T D"] | None = None,
+    gate: Float[Array, "g 1 D"] | None = None,
+    implementation: str,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+    """Add a gated branch to rows, if one is given, then norm, scale and shift them.
+
+    Args:
+      x: rows.
+      shift: float32; b is B or 1.
+      scale: likewise; the normed rows are multiplied by 1 + scale.
+      added: a branch that is added first, times `gate`.
+      gate: likewise; g is B or 1.
+      implementation: a name of `reference_attention`; all but the TPU kernel's, and
+        widths that are not whole lanes, go through XLA.
+
+    Returns:
+      the sum, and its normed rows.
+    """
+    if x.shape[-1] % LANES or not implementation.startswith("mosaic_tpu"):
+        if added is not None:
+            x = reference.add_gated(x, added, gate)
+        return x, reference.modulate(x, shift, scale)
+    parts = [shift, scale] + ([] if gate is None else [gate])
+    shape = (max(map(len, parts)), 1, x.shape[-1])
+    vectors = jnp.concatenate([jnp.broadcast_to(part, shape) for part in parts], 1)
+    interpret = implementation.endswith("interpreted")
+    out, summed = _kernel(interpret, x, vectors.astype(jnp.float32), added)
+    return (x if summed is None else summed), out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel(interpret: bool, x, vectors, added):
+    return _forward(interpret, x, vectors, added)[0]
+
+
+def _forward(interpret: bool, x, vectors, added):
+    with _interpreter(interpret):
+        out, summed = pallas_tpu.forward(x, vectors, added)
+    kept = (x if summed is None else summed), vectors, added
+    return (out, summed), kept
+
+
+def _backward(interpret: bool, kept, grads):
+    with _interpreter(interpret):
+        return pallas_tpu.backward(*kept, *grads)
+
+
+_kernel.defvjp(_forward, _backward)
+
+
+def _interpreter(interpret: bool) -> contextlib.AbstractContextManager:
+    if not interpret:
+        return contextlib.nullcontext()
+    params = pltpu.InterpretParams(out_of_bounds_reads="uninitialized")
+    return pltpu.force_tpu_interpret_mode(params)

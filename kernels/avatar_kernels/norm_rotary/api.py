@@ -1,0 +1,64 @@
+"""The public function of norm and rotary: pick the code, keep its gradient."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from avatar_kernels.norm_rotary import pallas_tpu, reference
+
+LANES = pallas_tpu.LANES
+
+
+def norm_rotary(
+    x: Float[Array, "B T D"],
+    gain: Float[Array, " D"],
+    turn: Float[Array, "b T pairs"],
+    *,
+    implementation: str,
+) -> Float[Array, "B T D"]:
+    """Norm rows over their full width (RMS) and turn pairs of channels of each head.
+
+    Args:
+      x: projected queries or keys.
+      gain: of the norm.
+      turn: rotary angles of each pair of adjacent channels of a head, radians; b is B
+        or 1. No gradient goes to them.
+      implementation: a name of `reference_attention`; all but the TPU kernel's, and
+        widths that are not whole lanes, go through XLA, which on a GPU needs no help.
+    """
+    width, head_dim = x.shape[-1], 2 * turn.shape[-1]
+    whole = width % LANES == 0 and LANES % head_dim == 0
+    if not whole or not implementation.startswith("mosaic_tpu"):
+        return reference.norm_rotary(x, gain, turn)
+    return _kernel(implementation.endswith("interpreted"), x, gain, turn)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel(interpret: bool, x, gain, turn):
+    return _forward(interpret, x, gain, turn)[0]
+
+
+def _forward(interpret: bool, x, gain, turn):
+    with _interpreter(interpret):
+        return pallas_tpu.forward(x, gain, turn), (x, gain, turn)
+
+
+def _backward(interpret: bool, kept, d_out):
+    x, gain, turn = kept
+    with _interpreter(interpret):
+        dx, d_gain = pallas_tpu.backward(x, gain, turn, d_out)
+    return dx, d_gain, jnp.zeros_like(turn)
+
+
+_kernel.defvjp(_forward, _backward)
+
+
+def _interpreter(interpret: bool) -> contextlib.AbstractContextManager:
+    if not interpret:
+        return contextlib.nullcontext()
+    params = pltpu.InterpretParams(out_of_bounds_reads="uninitialized")
+    return pltpu.force_tpu_interpret_mode(params)
