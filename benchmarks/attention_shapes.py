@@ -6,7 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from avatar_kernels.reference_attention import LocalWindow, target_attention
+from avatar_kernels.reference_attention import (
+    LocalWindow,
+    segment_attention,
+    target_attention,
+)
 from jaxtyping import Array, Bool
 
 REFERENCES = (0, 5, 12, 24, 48, 96)  # latents, at the size of 480x896
@@ -22,6 +26,7 @@ class Shape:
       latents: generated.
       grid: rows and columns of patches.
       window: over own rows; None: all see all.
+      segment: latents of a segment, for reference rows among themselves.
       heads: on one device.
       width: of a head.
     """
@@ -29,6 +34,7 @@ class Shape:
     latents: int
     grid: tuple[int, int]
     window: LocalWindow | None = None
+    segment: int | None = None
     heads: int = 40
     width: int = 128
 
@@ -44,6 +50,8 @@ class Shape:
     def pairs(self, reference: int, validity: float = 1.0) -> int:
         """Pairs of query and key that the operator must look at."""
         own = self.rows**2
+        if self.segment is not None:
+            return self.rows * self.reference_rows(self.segment)
         if self.window is not None:
             own = int(self.window.lines(self.rows).sum()) * self.grid[1] ** 2
         valid = int(find_valid(reference, validity).sum())
@@ -66,6 +74,7 @@ def make_shapes() -> dict[str, Shape]:
         shapes[f"1088x1920 windowed, {latents} latents"] = Shape(
             latents, grid, LocalWindow(latents=2, rows=12, grid=grid)
         )
+    shapes["reference, 48 latents"] = Shape(47, REFERENCE_GRID, segment=12)
     return shapes
 
 
@@ -104,6 +113,12 @@ def make_operator(shape: Shape, *, backward: bool, attend=target_attention, **ch
         return x.reshape(*x.shape[:2], shape.heads, shape.width)
 
     def forward(valid, reference_valid, *rows):
+        if shape.segment is not None:
+            length = shape.reference_rows(shape.segment)
+            ids = jnp.arange(shape.rows, dtype=jnp.int32)[None] // length
+            rows = map(split, rows[:3])
+            out = segment_attention(*rows, valid=valid, segment_ids=ids, **chosen)
+            return out.reshape(*out.shape[:2], -1)
         out = attend(
             *map(split, rows),
             valid=valid,

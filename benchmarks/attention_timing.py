@@ -78,33 +78,43 @@ def _measure_shape(shape: Shape, *, backward: bool, repeats: int, peak: float) -
         f"{'library ms':>12}{'library / ours':>16}{'ideal share':>13}"
     )
     full = {}
-    for reference in REFERENCES:
+    for reference in REFERENCES if shape.segment is None else (0,):
         for validity in VALIDITIES if reference else (1.0,):
             arrays = _make_arrays(shape, reference, validity, backward=backward)
-            ours = jax.jit(attention_shapes.make_operator(shape, backward=backward))
-            start = time.perf_counter()
-            jax.block_until_ready(ours(*arrays))
-            first = time.perf_counter() - start
-            seconds = _time(ours, arrays, repeats)
-            flops = shape.flops(reference, validity, backward=backward)
-            rate = flops / seconds / 1e12
-            ideal = np.nan
-            if validity == 1.0:
-                full[reference] = seconds
-            else:
+            first, seconds = _time_ours(shape, arrays, backward, repeats)
+            ideal = library = np.nan
+            if validity < 1.0:
                 least = full[reference] * shape.pairs(reference, validity)
                 ideal = least / shape.pairs(reference) / seconds
-            library = np.nan
-            if validity == 1.0 and shape.window is None:
-                library = _time_library(shape, arrays, backward, repeats)
+            else:
+                full[reference] = seconds
+                if shape.window is None and shape.segment is None:
+                    library = _time_library(shape, arrays, backward, repeats)
+            flops = shape.flops(reference, validity, backward=backward)
+            rate = flops / seconds / 1e12
             print(
                 f"{reference:4d}{validity:7.0%}{first:11.1f}{1e3 * seconds:10.2f}"
                 f"{rate:9.0f}{rate / peak:9.0%}{1e3 * library:12.2f}"
                 f"{library / seconds:16.2f}{ideal:13.2f}",
                 flush=True,
             )
-    lengths = np.array(list(full), float)
-    c, b, a = np.polyfit(lengths, 1e3 * np.array(list(full.values())), 2)
+    if len(full) > 3:
+        _print_fit(full)
+
+
+def _time_ours(
+    shape: Shape, arrays: list[jax.Array], backward: bool, repeats: int
+) -> tuple[float, float]:
+    """Return the seconds of the first call, compilation included, and of later ones."""
+    ours = jax.jit(attention_shapes.make_operator(shape, backward=backward))
+    start = time.perf_counter()
+    jax.block_until_ready(ours(*arrays))
+    return time.perf_counter() - start, _time(ours, arrays, repeats)
+
+
+def _print_fit(seconds: dict[int, float]) -> None:
+    lengths = np.array(list(seconds), float)
+    c, b, a = np.polyfit(lengths, 1e3 * np.array(list(seconds.values())), 2)
     share = c * lengths[-1] ** 2 / np.polyval((c, b, a), lengths[-1])
     print(
         f"fit: {a:.3g} + {b:.3g} R + {c:.3g} R^2 ms; quadratic part at "
