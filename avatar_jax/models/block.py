@@ -254,11 +254,12 @@ def init_stack(cfg: DiTConfig, rng: jax.Array) -> dict:
     rows = jnp.zeros((1, 2, cfg.width))
     use = reference if cfg.reference else None
     keys = jax.random.split(rng, cfg.layers)
-    return jax.vmap(
-        lambda key: Block(cfg, parent=None).init(key, rows, target, rows[:, :1], use)[
-            "params"
-        ]
-    )(keys)
+
+    def init(key: jax.Array) -> dict:
+        block = Block(cfg, parent=None)
+        return block.init(key, rows, target, rows[:, :1], use)["params"]
+
+    return jax.lax.map(init, keys)  # not vmap: collectives in groups have no batch
 
 
 def _example_contexts(cfg: DiTConfig) -> tuple[TargetContext, ReferenceContext]:

@@ -36,9 +36,11 @@ class Layout:
         return self.context // self.ulysses
 
     @property
-    def groups(self) -> list[list[int]]:
-        """Devices of `context` that trade with each other."""
+    def groups(self) -> list[list[int]] | None:
+        """Devices of `context` that trade with each other; None: all with all."""
         u = self.ulysses
+        if u == self.context:
+            return None
         return [list(range(start, start + u)) for start in range(0, self.context, u)]
 
     def rows(self) -> PartitionSpec:
