@@ -3,11 +3,12 @@
   python -m benchmarks.motion_stream --parent runs/stage2 --records records \\
       --steps 1000 --out runs/motion_stream
 
-Trains both arms from the same weights with the same budget and seeds, then scores
-held-out people as `evaluate demo` does, numbers read back from mp4: the distance to
-their own manner, how often it is the nearest of twenty (times chance), the lips. Each
-line has 95% bootstrap intervals over people. The last lines pair the arms: each
-person's mean over seeds, on minus off. An arm that is trained already is not again.
+Trains both arms from the same weights with the same budget and seeds (a parent that has
+the stream already loses it for the arm without), then scores held-out people as
+`evaluate demo` does, numbers read back from mp4: the distance to their own manner, how
+often it is the nearest of twenty (times chance), the lips. Each line has 95% bootstrap
+intervals over people. The last lines pair the arms: each person's mean over seeds, on
+minus off. An arm that is trained already is not again.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Float
 
 from avatar_jax import checkpoint, command, train
@@ -60,7 +62,7 @@ def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
     train.main(
         [
             *("--config", CONFIG, "--workdir", str(workdir)),
-            f"--config.init_from={args.parent}",
+            f"--config.init_from={_find_parent(args, arm)}",
             f"--config.data.directories={(args.records,)!r}",
             f"--config.steps={args.steps}",
             f"--config.evaluate_every={args.steps}",
@@ -73,6 +75,21 @@ def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
         ]
     )
     return workdir / checkpoint.WEIGHTS_NAME
+
+
+def _find_parent(args: argparse.Namespace, arm: str) -> Path:
+    """Return the parent's weights; for the arm without, those without the stream."""
+    if arm == "on":
+        return args.parent
+    weights, metadata = checkpoint.load_parent(args.parent)
+    kept = {
+        key: leaf
+        for key, leaf in traverse_util.flatten_dict(weights, sep="/").items()
+        if not any(part.startswith(("motion", "manner")) for part in key.split("/"))
+    }
+    path = args.out / "parent_without_motion.safetensors"
+    checkpoint.save_weights(path, traverse_util.unflatten_dict(kept, sep="/"), metadata)
+    return path
 
 
 def score_arm(
@@ -109,7 +126,7 @@ def _shape(card: pretrained.Card) -> dict[str, int]:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--parent", required=True, metavar="WEIGHTS", help="of stage 2")
+    add("--parent", type=Path, required=True, metavar="WEIGHTS", help="to train on")
     add("--records", required=True, metavar="FOLDER", help="of prepare procedural")
     add("--steps", type=int, default=1000, help="of each arm")
     add("--seeds", type=int, nargs="+", default=(0, 1, 2))
