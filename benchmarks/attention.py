@@ -11,9 +11,10 @@ share of the device's peak, and the ratio to the best library path on the same d
 cuDNN, or splash attention on TPU, given everything in one sequence. Then the ratio to
 the ideal of skipping what is not valid (eq. 2) and the fit a + b R + c R^2. On a CPU it
 prints rooflines and what the TPU compiler says of each kernel instead. `search` times
-candidates of block sizes, or without the device names those that compile.
+candidates of block sizes of the TPU kernels, or without a TPU names those that compile.
 
-  (1) useful operations  4 N K (own pairs seen + T valid R) forward, 2.5 times backward
+  (1) useful operations  4 N K (own pairs seen + T valid R) forward, 3.5 times that with
+      the backward pass
   (2) ideal ratio        (S + valid R) / (S + R)
 """
 
@@ -29,6 +30,7 @@ from avatar_kernels.reference_attention import block_sizes
 from jax.sharding import NamedSharding, PartitionSpec
 
 from avatar_jax import command
+from avatar_jax.types import InputError
 from benchmarks import attention_shapes, attention_timing
 
 SHAPES = attention_shapes.make_shapes()
@@ -55,6 +57,10 @@ def main(argv: list[str]) -> None:
     args = _parse(argv)
     command.use_compilation_cache()
     shapes = {name: s for name, s in SHAPES.items() if args.shapes in name}
+    if not shapes:
+        raise InputError(
+            f"expected a part of {', '.join(SHAPES)}, came --shapes {args.shapes!r}"
+        )
     if args.action == "search":
         search(args.devices, shapes)
     elif args.action == "compile":

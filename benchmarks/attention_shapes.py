@@ -58,8 +58,8 @@ class Shape:
         return own + self.rows * valid
 
     def flops(self, reference: int, validity: float = 1.0, *, backward: bool) -> int:
-        """Useful operations: two products forward, five backward."""
-        products = 5 if backward else 2
+        """Useful operations: two products forward, with the backward pass seven."""
+        products = 7 if backward else 2
         pairs = self.pairs(reference, validity)
         return 2 * products * pairs * self.heads * self.width
 

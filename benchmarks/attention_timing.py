@@ -72,7 +72,7 @@ def measure(shapes: dict[str, Shape], repeats: int) -> None:
 
 
 def _measure_shape(shape: Shape, *, backward: bool, repeats: int, peak: float) -> None:
-    print("backward" if backward else "forward")
+    print("forward and backward" if backward else "forward")
     print(
         f"{'R':>4}{'valid':>7}{'compile s':>11}{'ms':>10}{'TFLOP/s':>9}{'of peak':>9}"
         f"{'library ms':>12}{'library / ours':>16}{'ideal share':>13}"
@@ -187,7 +187,14 @@ def _splash(q, k, v, reference_k, reference_v, **_):
     kernel = splash_attention_kernel.make_splash_mha_single_device(
         splash_attention_mask.MultiHeadMask([one] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(
-            *(1024, 1024), block_kv_compute=512, block_q_dkv=1024, block_kv_dkv=1024
+            block_q=1024,
+            block_kv=1024,
+            block_kv_compute=512,
+            block_q_dkv=1024,
+            block_kv_dkv=1024,
+            block_kv_dkv_compute=512,
+            block_q_dq=1024,
+            block_kv_dq=1024,
         ),
     )
     pad = functools.partial(jnp.pad, mode="constant")

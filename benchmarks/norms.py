@@ -3,8 +3,9 @@
   python -m benchmarks.norms [--generations v5p v6e]
 
 Bytes that the TPU compiler counts for LARGE rows (5,120 channels, 40 heads, bfloat16)
-as multiples of reading and writing them once; for kernels it counts what they say of
-themselves, the blocks that they load. No TPU is needed, `libtpu` is.
+as multiples of reading and writing them once, forward and backward. Of a kernel the
+compiler cannot count: it repeats what the kernel declares, each block read or written
+once. No TPU is needed, `libtpu` is.
 """
 
 import argparse
@@ -32,12 +33,14 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     names = list(_operators())
     print("bytes accessed, as multiples of the least")
-    print(f"{'':<8}" + "".join(f"{name:>28}" for name in names))
+    print(f"{'':<16}" + "".join(f"{name:>28}" for name in names))
     for generation in args.generations:
         device = topologies.describe(topologies.SMALLEST[generation])[:1]
         mesh = jax.make_mesh((1,), ("chip",), devices=device)
-        cells = "".join(f"{_ratio(mesh, name):>28.2f}" for name in names)
-        print(f"{generation:<8}{cells}", flush=True)
+        for backward in (False, True):
+            cells = "".join(f"{_ratio(mesh, name, backward):>28.2f}" for name in names)
+            label = f"{generation} {'backward' if backward else 'forward'}"
+            print(f"{label:<16}{cells}", flush=True)
 
 
 def _operators() -> dict:
@@ -77,13 +80,26 @@ def _operators() -> dict:
     }
 
 
-def _ratio(mesh: jax.sharding.Mesh, name: str) -> float:
+def _ratio(mesh: jax.sharding.Mesh, name: str, backward: bool) -> float:
     function, arguments, passes = _operators()[name]
     sharding = NamedSharding(mesh, PartitionSpec())
     arrays = [
         jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for shape, dtype in arguments
     ]
+    if backward:
+        # Read what came in and the gradients of what went out; write those of the rows.
+        passes = {2: 3, 4: 6}[passes]
+        outs = jax.eval_shape(function, *arrays)
+        grads = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), outs
+        )
+        pull = function
+
+        def function(grads, *arrays):
+            return jax.vjp(pull, *arrays)[1](grads)
+
+        arrays = [grads, *arrays]
     program = jax.jit(function).lower(*arrays).compile()
     return program.cost_analysis()["bytes accessed"] / (passes * 2 * ROWS * WIDTH)
 

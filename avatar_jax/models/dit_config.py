@@ -47,8 +47,11 @@ class DiTConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
 
     def __post_init__(self) -> None:
-        for name in ("prediction", "dtype"):
-            allowed = get_args(get_type_hints(DiTConfig)[name])
+        kinds = {n: get_type_hints(DiTConfig)[n] for n in ("prediction", "dtype")}
+        if self.attention is not None:
+            kinds["attention"] = Implementation
+        for name, kind in kinds.items():
+            allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}; use one of {', '.join(allowed)}."

@@ -17,6 +17,7 @@ from avatar_jax.nn import layouts
 from avatar_jax.nn.layouts import CONTEXT, Layout
 
 Implementation = reference_attention.Implementation
+LANES = 128  # rows of whole lanes have kernels, on TPU
 
 
 def norm_rotary(
@@ -89,7 +90,8 @@ def _find(
     q = jax.ShapeDtypeStruct(shape, x.dtype)
     name = reference_attention.resolve(implementation, q)
     layout = layouts.find_layout(q, name)
-    if name == "xla" or (layout is not None and layout.tensor > 1):
+    has_kernel = name.startswith("mosaic_tpu") and x.shape[2] % LANES == 0
+    if not has_kernel or (layout is not None and layout.tensor > 1):
         return "xla", None
     return name, layout
 

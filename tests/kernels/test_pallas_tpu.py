@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from avatar_kernels.reference_attention import block_sizes, target_attention
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # no public access
 from jax.experimental.pallas import tpu as pltpu
 
-SIZES = block_sizes.same(128, 256, 128)
+SIZES = block_sizes.same(128, 128, 128)
 
 
 @pytest.mark.parametrize("name", attention_cases.CASES)
-def test_kernels_equal_the_specification_without_races(name):
+def test_kernels_equal_the_specification_without_races(name, capfd):
     params = pltpu.InterpretParams(
         detect_races=True, out_of_bounds_reads="uninitialized"
     )
@@ -20,11 +19,10 @@ def test_kernels_equal_the_specification_without_races(name):
         attention_cases.compare(
             attention_cases.CASES[name], implementation="mosaic_tpu", sizes=SIZES
         )
-    assert not interpret_pallas_call.races.races_found
+    assert "RACE DETECTED" not in capfd.readouterr().out  # the interpreter prints it
 
 
-def test_padding_blocks_are_not_read():
-    """NaN in a block without a valid row reaches nothing."""
+def test_nan_in_a_block_that_is_not_visited_reaches_nothing():
     q = jnp.ones((1, 128, 1, 128))
     k = jnp.ones((1, 384, 1, 128))
     valid = jnp.arange(384)[None] // 128 != 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 
 from avatar_kernels.modulated_norm import pallas_tpu, reference
 
+Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
 LANES = 128
 
 
@@ -20,7 +22,7 @@ def modulated_norm(
     *,
     added: Float[Array, "B T D"] | None = None,
     gate: Float[Array, "g 1 D"] | None = None,
-    implementation: str,
+    implementation: Implementation,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
     """Add a gated branch to rows, if one is given, then norm, scale and shift them.
 
@@ -30,16 +32,20 @@ def modulated_norm(
       scale: likewise; the normed rows are multiplied by 1 + scale.
       added: a branch that is added first, times `gate`.
       gate: likewise; g is B or 1.
-      implementation: a name of `reference_attention`; all but the TPU kernel's, and
-        widths that are not whole lanes, go through XLA.
+      implementation: "xla" takes any width, the TPU kernel whole lanes of 128.
 
     Returns:
       the sum, and its normed rows.
+
+    Raises:
+      NotImplementedError: a width that the kernel is not made for.
     """
-    if x.shape[-1] % LANES or not implementation.startswith("mosaic_tpu"):
+    if implementation == "xla":
         if added is not None:
             x = reference.add_gated(x, added, gate)
         return x, reference.modulate(x, shift, scale)
+    if x.shape[-1] % LANES:
+        raise NotImplementedError(f"width {x.shape[-1]} is not a multiple of {LANES}.")
     parts = [shift, scale] + ([] if gate is None else [gate])
     shape = (max(map(len, parts)), 1, x.shape[-1])
     vectors = jnp.concatenate([jnp.broadcast_to(part, shape) for part in parts], 1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 
 from avatar_kernels.norm_rotary import pallas_tpu, reference
 
+Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
 LANES = pallas_tpu.LANES
 
 
@@ -18,7 +20,7 @@ def norm_rotary(
     gain: Float[Array, " D"],
     turn: Float[Array, "b T pairs"],
     *,
-    implementation: str,
+    implementation: Implementation,
 ) -> Float[Array, "B T D"]:
     """Norm rows over their full width (RMS) and turn pairs of channels of each head.
 
@@ -27,13 +29,18 @@ def norm_rotary(
       gain: of the norm.
       turn: rotary angles of each pair of adjacent channels of a head, radians; b is B
         or 1. No gradient goes to them.
-      implementation: a name of `reference_attention`; all but the TPU kernel's, and
-        widths that are not whole lanes, go through XLA, which on a GPU needs no help.
+      implementation: "xla" takes any width, the TPU kernel whole lanes of 128.
+
+    Raises:
+      NotImplementedError: a width that the kernel is not made for.
     """
-    width, head_dim = x.shape[-1], 2 * turn.shape[-1]
-    whole = width % LANES == 0 and LANES % head_dim == 0
-    if not whole or not implementation.startswith("mosaic_tpu"):
+    if implementation == "xla":
         return reference.norm_rotary(x, gain, turn)
+    width, head_dim = x.shape[-1], 2 * turn.shape[-1]
+    if width % LANES or LANES % head_dim:
+        raise NotImplementedError(
+            f"width {width} of heads of {head_dim} is not whole lanes of {LANES}."
+        )
     return _kernel(implementation.endswith("interpreted"), x, gain, turn)
 
 

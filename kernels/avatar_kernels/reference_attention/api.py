@@ -22,6 +22,7 @@ Implementation = Literal[
     "triton_interpreted",
 ]
 HEAD_DIMS = (64, 128)
+BEFORE_SM_80 = ("P100", "V100", "T4", "RTX 20", "RTX 8000", "RTX 6000")
 
 
 def target_attention(
@@ -70,6 +71,7 @@ def target_attention(
     if window is not None and q.shape[1] != k.shape[1]:
         raise ValueError(f"A window needs T = S; got {q.shape[1]} and {k.shape[1]}.")
     name = resolve(implementation, q)
+    _check_dtypes(q, k, v, reference_k, reference_v)
     if name == "xla":
         out, lse = reference.target_attention(
             q,
@@ -121,6 +123,7 @@ def segment_attention(
     _check_pairs("q and k", q, k)
     _check_pairs("k and v", k, v)
     name = resolve(implementation, q)
+    _check_dtypes(q, k, v)
     if name == "xla":
         out, lse = reference.segment_attention(
             q, k, v, valid=valid, segment_ids=segment_ids
@@ -147,8 +150,8 @@ def resolve(
     """
     width = q.shape[-1]
     if implementation is None:
-        platform, _ = block_sizes.find_device()
-        if width not in HEAD_DIMS:
+        platform, kind = block_sizes.find_device()
+        if width not in HEAD_DIMS or any(name in kind for name in BEFORE_SM_80):
             return "xla"
         # Choice: Triton on Hopper too, until "mosaic_gpu" has been timed on a device.
         return {"tpu": "mosaic_tpu", "gpu": "triton", "cuda": "triton"}.get(
@@ -192,3 +195,9 @@ def _check_heads(q: Float[Array, "B T N K"], k: Float[Array, "B2 S N2 K2"]) -> N
             "Queries and keys must share batch, heads and head_dim; "
             f"got {q.shape} and {k.shape}."
         )
+
+
+def _check_dtypes(*rows: Float[Array, "B _ N K"]) -> None:
+    kinds = sorted({str(a.dtype) for a in rows})
+    if len(kinds) > 1:
+        raise ValueError(f"Rows must share one dtype; got {', '.join(kinds)}.")

@@ -4,8 +4,6 @@ import dataclasses
 
 import jax
 
-LANES = 128
-
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:

@@ -6,6 +6,10 @@ What belongs to one platform is imported when it is asked for.
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from avatar_kernels.reference_attention.sources import Source
 from avatar_kernels.reference_attention.vjp import Kernels
 
 
@@ -36,11 +40,43 @@ def find(name: str) -> Kernels:
         )
     from avatar_kernels.reference_attention import pallas_hopper, pallas_hopper_vjp
 
-    return Kernels(
-        pallas_hopper.forward,
-        pallas_hopper_vjp.backward_q,
-        pallas_hopper_vjp.backward_kv,
+    return in_eights(
+        Kernels(
+            pallas_hopper.forward,
+            pallas_hopper_vjp.backward_q,
+            pallas_hopper_vjp.backward_kv,
+        )
     )
+
+
+def in_eights(kernels: Kernels) -> Kernels:
+    """Let kernels whose lengths are multiples of 8 (TMA) take any, by filling up."""
+
+    def fill(a: Array, axis: int = 1) -> Array:
+        extra = -a.shape[axis] % 8
+        return jnp.pad(a, [(0, extra if i == axis else 0) for i in range(a.ndim)])
+
+    def fill_source(source: Source) -> Source:
+        meta = fill(source.key_meta, 2), fill(source.query_meta, 2)
+        return Source(fill(source.k), fill(source.v), *meta, source.reach, source.see)
+
+    def forward(q, sources, sizes):
+        out, lse = kernels.forward(fill(q), list(map(fill_source, sources)), sizes)
+        return out[:, : q.shape[1]], lse[:, : q.shape[1]]
+
+    def backward_q(q, sources, *rows_and_sizes):
+        *rows, sizes = rows_and_sizes
+        filled = list(map(fill_source, sources))
+        dq, delta = kernels.backward_q(fill(q), filled, *map(fill, rows), sizes)
+        return dq[:, : q.shape[1]], delta[:, : q.shape[1]]
+
+    def backward_kv(q, source, *rows_and_sizes):
+        *rows, sizes = rows_and_sizes
+        filled = fill_source(source)
+        grads = kernels.backward_kv(fill(q), filled, *map(fill, rows), sizes)
+        return tuple(d[:, : source.k.shape[1]] for d in grads)
+
+    return Kernels(forward, backward_q, backward_kv)
 
 
 def _interpret_tpu(kernel: Callable) -> Callable:

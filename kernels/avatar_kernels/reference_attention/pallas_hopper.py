@@ -12,8 +12,8 @@ each list, in a loop of their own without a mask. With c = log2(e) / sqrt(K):
 
 Two warpgroups take turns: while one does its softmax the other has the tensor cores.
 Rows are read where they lie, `B T N K`; TMA fills what lies beyond the end with zeros
-and does not write there. It addresses rows in groups of eight, so lengths must be
-multiples of 8. Rows that are not valid must be finite.
+and does not write there. It addresses rows in groups of eight: `implementations` fills
+other lengths up. Rows that are not valid must be finite.
 
 Shared memory (bytes): 2 K (q + 2 STAGES kv). Registers per thread: K / 2 for acc,
 kv / 2 for scores and kv / 4 for weights on their way.
