@@ -161,9 +161,9 @@ class Block(nn.Module):
         reference: ReferenceContext | None,
     ) -> None:
         """Create every parameter of both uses; called by `init` alone."""
-        batch = x.shape[0]
-        empty = jnp.zeros((batch, 0, self.cfg.heads, self.cfg.head_dim), x.dtype)
-        self.target(x, (empty, empty, jnp.zeros((batch, 0), bool)), target)
+        shape = (len(x), 0, self.cfg.heads, self.cfg.head_dim)
+        empty = jnp.zeros(shape, self.cfg.compute_dtype)
+        self.target(x, (empty, empty, jnp.zeros(shape[:2], bool)), target)
         if reference is not None:
             self.reference(rows, reference)
 
