@@ -10,5 +10,6 @@ failed=0
 ruff check . || failed=1
 ruff format --check . || failed=1
 lint-imports || failed=1
-python -m pytest "$@" || failed=1
+# A file a process: most tests wait for the compiler, which uses one core.
+python -m pytest -n 2 --dist loadfile "$@" || failed=1
 exit $failed
