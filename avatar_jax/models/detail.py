@@ -15,11 +15,11 @@ m is GELU of the layer norm, scaled and shifted by t.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from avatar_kernels.modulated_norm import modulate
 from einops import rearrange
 from jaxtyping import Array, Float
 
 from avatar_jax.models import tokens
-from avatar_jax.nn import norms
 
 DEPTH = 2
 KERNEL = (3, 3)
@@ -83,4 +83,4 @@ def _activate(
     h: Float[Array, "B F H W D"], modulation: Float[Array, "two B 1 1 1 D"]
 ) -> Float[Array, "B F H W D"]:
     shift, scale = modulation
-    return jax.nn.gelu(norms.modulate(h, shift, scale)).astype(h.dtype)
+    return jax.nn.gelu(modulate(h, shift, scale)).astype(h.dtype)

@@ -18,13 +18,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from avatar_kernels.modulated_norm import modulate
 from einops import rearrange
 from jaxtyping import Array, Float
 
 from avatar_jax.flow import path
 from avatar_jax.models import audio, block, detail, embed, motion_head, tokens
 from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.nn import norms
 from avatar_jax.types import (
     FRAMES_PER_LATENT,
     Conditions,
@@ -221,7 +221,7 @@ class AvatarDiT(nn.Module):
         frames, height = noisy.latents.shape[1:3]
         x = rearrange(patches, "B F P D -> B (F P) D")
         table = self.head_modulation[None] + time[:, None]  # B 2 D
-        y = norms.modulate(x, table[:, :1], table[:, 1:])
+        y = modulate(x, table[:, :1], table[:, 1:])
         if cfg.detail_width:
             return self.head(y, cells, time)
         cut = rearrange(

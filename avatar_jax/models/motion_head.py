@@ -17,11 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from avatar_kernels import norm_rotary
+from avatar_kernels.modulated_norm import layer_norm, modulate
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from avatar_jax.models import audio
-from avatar_jax.nn import attention, embeddings, norms, rotary
+from avatar_jax.nn import attention, embeddings, rotary
 from avatar_jax.types import FRAMES_PER_LATENT
 
 # Choice: enough to copy a person's codes with 5,000 clips; not tuned.
@@ -73,7 +74,7 @@ class MotionHead(nn.Module):
             )
             y = y + _per_frame(speech_rows, frames)
         pooled_rows = zero_dense(FRAMES_PER_LATENT * self.width, name="pooled")(
-            norms.layer_norm(pooled)
+            layer_norm(pooled)
         )
         y = y + _per_frame(
             rearrange(pooled_rows, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT), frames
@@ -85,7 +86,7 @@ class MotionHead(nn.Module):
         for layer in range(LAYERS):
             name = f"block_{layer}"
             y = _Block(self.width, self.heads, self.dtype, name=name)(y, conditioning)
-        return zero_dense(self.motion_width, name="codes")(norms.layer_norm(y))
+        return zero_dense(self.motion_width, name="codes")(layer_norm(y))
 
 
 class _Block(nn.Module):
@@ -104,7 +105,7 @@ class _Block(nn.Module):
         rows = rearrange(modulation(conditioning), "B (six D) -> six B 1 D", six=6)
         shift, scale, gate, late_shift, late_scale, late_gate = rows
         layer = attention.Attention(self.width, self.heads, 0.0, self.dtype, name="mix")
-        x = norms.modulate(y, shift, scale)
+        x = modulate(y, shift, scale)
         positions = jnp.arange(y.shape[1], dtype=jnp.float32)[:, None]
         turn = rotary.angles(jnp.tile(positions, (1, 3)), self.width // self.heads)
         q, k = (
@@ -116,7 +117,7 @@ class _Block(nn.Module):
         )
         mixed = (1 + gate) * layer.attend(q, k, layer.values(x))
         y = (y + mixed).astype(y.dtype)
-        x = norms.modulate(y, late_shift, late_scale)
+        x = modulate(y, late_shift, late_scale)
         x = nn.Conv(2 * self.width, (KERNEL,), dtype=self.dtype, name="near")(x)
         outer = nn.Dense(self.width, dtype=self.dtype, kernel_init=zeros, name="outer")
         return (y + (1 + late_gate) * outer(jax.nn.silu(x))).astype(y.dtype)

@@ -25,12 +25,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from avatar_kernels import reference_attention
+from avatar_kernels.reference_attention.reference import MASKED
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from avatar_jax.nn import layouts
-
-MASKED = -1e30  # log-sum-exp of nothing
 
 
 def target_attention(
@@ -90,7 +89,7 @@ def target_attention(
         else:
             moved[1] = tuple(_trade(a, layout) for a in sources[1][:2]) + sources[1][2:]
             out = _go_round(q, moved, layout, keywords)
-        return _trade_back(out, layout)
+        return _trade(out, layout, give=1, take=2)
 
     marks = layout.marks()
     out = jax.shard_map(
@@ -139,7 +138,7 @@ def segment_attention(
             segment_ids=segment_ids,
             implementation=implementation,
         )
-        return _trade_back(out, layout)
+        return _trade(out, layout, give=1, take=2)
 
     own, marks = layout.rows(), layout.marks()
     out = jax.shard_map(
@@ -186,23 +185,17 @@ def cross_attention(
 
 
 def _trade(
-    a: Float[Array, "B rows heads K"], layout: layouts.Layout
+    a: Float[Array, "B rows heads K"],
+    layout: layouts.Layout,
+    *,
+    give: int = 2,
+    take: int = 1,
 ) -> Float[Array, "B more fewer K"]:
-    """Give heads away and take rows (Ulysses)."""
+    """Give heads (axis 2) away and take rows (axis 1), or the other way (Ulysses)."""
     if layout.ulysses == 1:
         return a
     return jax.lax.all_to_all(
-        a, layouts.CONTEXT, 2, 1, axis_index_groups=layout.groups, tiled=True
-    )
-
-
-def _trade_back(
-    a: Float[Array, "B rows heads K"], layout: layouts.Layout
-) -> Float[Array, "B fewer more K"]:
-    if layout.ulysses == 1:
-        return a
-    return jax.lax.all_to_all(
-        a, layouts.CONTEXT, 1, 2, axis_index_groups=layout.groups, tiled=True
+        a, layouts.CONTEXT, give, take, axis_index_groups=layout.groups, tiled=True
     )
 
 

@@ -11,32 +11,27 @@ import threading
 import time
 import types
 
+import attention_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from avatar_kernels.reference_attention import (
-    implementations,
     pallas_hopper,
     pallas_hopper_vjp,
-    reference,
-    vjp,
+    warpgroups,
 )
 from avatar_kernels.reference_attention.block_sizes import BlockSizes, KernelSizes
 from jax.experimental import pallas as pl
 
-B, T, R, N = 2, 205, 150, 1  # TMA wants eights: they are filled up
 SIZES = KernelSizes(
     BlockSizes(128, 64, 64), BlockSizes(128, 64, 64), BlockSizes(64, 128, 128)
 )
-WINDOW = reference.LocalWindow(1, 1, (1, 41))
-KERNELS = implementations.in_eights(
-    vjp.Kernels(
-        pallas_hopper.forward,
-        pallas_hopper_vjp.backward_q,
-        pallas_hopper_vjp.backward_kv,
-    )
-)
+CASES = {
+    name: case._replace(heads=1, dtype=jnp.bfloat16)
+    for name, case in attention_cases.CASES.items()
+}
+CASES["float16"] = CASES["empty reference"]._replace(dtype=jnp.float16)
 pytestmark = pytest.mark.slow  # barriers wait in real time
 PATIENCE = 30.0  # seconds until a barrier counts as a deadlock
 thread = threading.local()  # where the thread works: axis name -> index
@@ -251,97 +246,20 @@ LAX = types.SimpleNamespace(
 
 @pytest.fixture(autouse=True)
 def threads_for_warpgroups(monkeypatch):
-    for module in (pallas_hopper, pallas_hopper_vjp):
+    for module in (pallas_hopper, pallas_hopper_vjp, warpgroups):
         monkeypatch.setattr(module, "plgpu", PLGPU)
         monkeypatch.setattr(module, "pl", PL)
-    monkeypatch.setattr(pallas_hopper, "lax", LAX)
+    monkeypatch.setattr(warpgroups, "lax", LAX)
 
 
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def make_rows(width, references=R, dtype="bfloat16"):
-    lengths = T, T, T, references, references
-    return [
-        normal(i, B, rows, N, width).astype(dtype) for i, rows in enumerate(lengths)
-    ]
-
-
-def make_marks(references=R):
-    """Own rows packed or at random, a packed reference that one sample lacks."""
-    valid = jax.random.bernoulli(jax.random.key(5), 0.7, (B, T))
-    valid = valid.at[0].set(jnp.arange(T) < 170)
-    return valid, jnp.arange(references)[None] < jnp.array([[100], [0]])
-
-
-def run(function, rows):
-    """Return output, log-sum-exp and the gradients of all rows through both."""
-    (out, lse), pull = jax.vjp(function, *rows)
-    d_out, d_lse = normal(7, *out.shape).astype(out.dtype), normal(8, *lse.shape)
-    unseen = jnp.zeros_like(lse)  # the gradient of a constant
-    return out, lse, *pull((d_out, jnp.where(lse > -1e29, d_lse, unseen)))
-
-
-def compare(kernel, specification, rows):
-    got = run(kernel, rows)
-    assert all(a.dtype == b.dtype for a, b in zip(got[2:], rows, strict=True))
-    want = jax.jit(run, static_argnums=0)(
-        specification, [row.astype(jnp.float32) for row in rows]
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_equal_the_specification(name):
+    attention_cases.compare(
+        CASES[name],
+        jit=lambda function: function,  # threads see values
+        implementation="mosaic_gpu",
+        sizes=SIZES,
     )
-    # bfloat16: 2^-9 for the result and as much for each of the weights, of which a few
-    # count; the gradients reach about 10.
-    for name, a, b in zip(("out", "lse", *"qkvrw"), got, want, strict=False):
-        np.testing.assert_allclose(np.float32(a), b, rtol=4e-2, atol=4e-2, err_msg=name)
-    return got[:2]
-
-
-@pytest.mark.parametrize("width, window", [(64, None), (128, WINDOW)])
-def test_target_attention_matches_its_specification(width, window):
-    valid, reference_valid = make_marks()
-
-    def kernel(*rows):
-        marks = vjp.Marks(valid, reference_valid)
-        return vjp.attend(vjp.Plan(KERNELS, SIZES, window), vjp.Rows(*rows), marks)
-
-    def specification(*rows):
-        return reference.target_attention(
-            *rows, valid=valid, reference_valid=reference_valid, window=window
-        )
-
-    compare(kernel, specification, make_rows(width))
-
-
-def test_an_empty_reference_is_plain_attention():
-    valid, _ = make_marks()
-    none = jnp.zeros((B, 0), bool)
-
-    def kernel(*rows):
-        marks = vjp.Marks(valid, none)
-        return vjp.attend(vjp.Plan(KERNELS, SIZES), vjp.Rows(*rows), marks)
-
-    def specification(*rows):
-        return reference.target_attention(*rows, valid=valid, reference_valid=none)
-
-    compare(kernel, specification, make_rows(64, references=0, dtype="float16"))
-
-
-def test_segment_attention_matches_its_specification():
-    valid, _ = make_marks()
-    segment_ids = jnp.repeat(jnp.arange(5), T // 5)[None].repeat(B, 0) * 2 - 1
-    valid = valid & (segment_ids != 3)  # a segment where nothing is seen
-
-    def kernel(*rows):
-        marks = vjp.Marks(valid, None, segment_ids)
-        return vjp.attend(vjp.Plan(KERNELS, SIZES), vjp.Rows(*rows), marks)
-
-    def specification(*rows):
-        return reference.segment_attention(*rows, valid=valid, segment_ids=segment_ids)
-
-    out, lse = compare(kernel, specification, make_rows(64)[:3])
-    unseen = np.asarray(segment_ids[0] == 3)
-    np.testing.assert_array_equal(np.float32(out[:, unseen]), 0)
-    np.testing.assert_array_equal(lse[:, unseen], np.float32(reference.MASKED))
 
 
 @pytest.mark.parametrize("rows, dtype", [(200, "float32"), (201, "bfloat16")])

@@ -1,14 +1,13 @@
 """The public function of the modulated norm: pick the code, keep its gradient."""
 
-import contextlib
 import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from avatar_kernels import interpreter
 from avatar_kernels.modulated_norm import pallas_tpu, reference
 
 Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
@@ -60,22 +59,15 @@ def _kernel(interpret: bool, x, vectors, added):
 
 
 def _forward(interpret: bool, x, vectors, added):
-    with _interpreter(interpret):
+    with interpreter.interpret_tpu(interpret):
         out, summed = pallas_tpu.forward(x, vectors, added)
     kept = (x if summed is None else summed), vectors, added
     return (out, summed), kept
 
 
 def _backward(interpret: bool, kept, grads):
-    with _interpreter(interpret):
+    with interpreter.interpret_tpu(interpret):
         return pallas_tpu.backward(*kept, *grads)
 
 
 _kernel.defvjp(_forward, _backward)
-
-
-def _interpreter(interpret: bool) -> contextlib.AbstractContextManager:
-    if not interpret:
-        return contextlib.nullcontext()
-    params = pltpu.InterpretParams(out_of_bounds_reads="uninitialized")
-    return pltpu.force_tpu_interpret_mode(params)

@@ -21,12 +21,19 @@ def add_gated(
 
 
 def modulate(
-    x: Float[Array, "B T D"],
-    shift: Float[Array, "b 1 D"],
-    scale: Float[Array, "b 1 D"],
-) -> Float[Array, "B T D"]:
-    """Return eq. 2 of rows that are summed already."""
+    x: Float[Array, "... D"], shift: Float[Array, "... D"], scale: Float[Array, "... D"]
+) -> Float[Array, "... D"]:
+    """Return eq. 2 of rows that are summed already, as AdaLN does.
+
+    `shift` and `scale` have the rank of x, with axes of length 1 where they are shared.
+    """
+    y = layer_norm(x.astype(jnp.float32)) * (1 + scale) + shift
+    return y.astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "... D"], *, eps: float = EPS) -> Float[Array, "... D"]:
+    """Return LN, in float32: squares of bf16 lose digits."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPS)
-    return (y * (1 + scale) + shift).astype(x.dtype)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    return y.astype(x.dtype)

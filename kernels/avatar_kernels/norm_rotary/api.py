@@ -1,14 +1,13 @@
 """The public function of norm and rotary: pick the code, keep its gradient."""
 
-import contextlib
 import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from avatar_kernels import interpreter
 from avatar_kernels.norm_rotary import pallas_tpu, reference
 
 Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
@@ -50,22 +49,15 @@ def _kernel(interpret: bool, x, gain, turn):
 
 
 def _forward(interpret: bool, x, gain, turn):
-    with _interpreter(interpret):
+    with interpreter.interpret_tpu(interpret):
         return pallas_tpu.forward(x, gain, turn), (x, gain, turn)
 
 
 def _backward(interpret: bool, kept, d_out):
     x, gain, turn = kept
-    with _interpreter(interpret):
+    with interpreter.interpret_tpu(interpret):
         dx, d_gain = pallas_tpu.backward(x, gain, turn, d_out)
     return dx, d_gain, jnp.zeros_like(turn)
 
 
 _kernel.defvjp(_forward, _backward)
-
-
-def _interpreter(interpret: bool) -> contextlib.AbstractContextManager:
-    if not interpret:
-        return contextlib.nullcontext()
-    params = pltpu.InterpretParams(out_of_bounds_reads="uninitialized")
-    return pltpu.force_tpu_interpret_mode(params)

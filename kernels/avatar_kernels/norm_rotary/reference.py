@@ -21,11 +21,18 @@ def norm_rotary(
     turn: Float[Array, "b T pairs"],
 ) -> Float[Array, "B T D"]:
     """Return eqs. 1 and 2; heads are `2 pairs` wide."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPS)
-    y = (y * gain[None, None]).astype(x.dtype)
+    y = rms_norm(x, gain)
     heads = y.reshape(*y.shape[:2], -1, 2 * turn.shape[-1])  # B T N K
     return rotate(heads, turn).reshape(x.shape)
+
+
+def rms_norm(
+    x: Float[Array, "... D"], gain: Float[Array, " D"]
+) -> Float[Array, "... D"]:
+    """Return eq. 1, over the full width, before heads are split."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPS)
+    return (y * gain.reshape((1,) * (x.ndim - 1) + gain.shape)).astype(x.dtype)
 
 
 def rotate(

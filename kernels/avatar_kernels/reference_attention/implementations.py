@@ -80,13 +80,11 @@ def in_eights(kernels: Kernels) -> Kernels:
 
 
 def _interpret_tpu(kernel: Callable) -> Callable:
-    """Let a TPU kernel run on a CPU; rows beyond the end hold NaN, as the worst may."""
-    from jax.experimental.pallas import tpu as pltpu
+    from avatar_kernels import interpreter
 
     @functools.wraps(kernel)
     def run(*args):
-        params = pltpu.InterpretParams(out_of_bounds_reads="uninitialized")
-        with pltpu.force_tpu_interpret_mode(params):
+        with interpreter.interpret_tpu():
             return kernel(*args)
 
     return run

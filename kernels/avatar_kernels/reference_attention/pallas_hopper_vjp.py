@@ -23,21 +23,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from avatar_kernels.reference_attention import pallas_hopper, visits
+from avatar_kernels.reference_attention import visits, warpgroups
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
-from avatar_kernels.reference_attention.pallas_hopper import (
-    GROUP_ROWS,
-    LOG2_E,
-    PER_COLUMN,
-    PER_ROW,
-    STAGES,
-    TILE,
-    Place,
-    read,
-    row_scratch,
-    spread,
-)
-from avatar_kernels.reference_attention.pallas_triton_vjp import make_query_walk
+from avatar_kernels.reference_attention.products import LOG2_E
 from avatar_kernels.reference_attention.reference import MASKED
 from avatar_kernels.reference_attention.sources import Source
 
@@ -51,27 +39,17 @@ def backward_q(
     d_lse: Float[Array, "B T N"],
     sizes: BlockSizes,
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N"]]:
-    """Return the gradient of the queries, and D.
-
-    Args:
-      q: as in the forward pass, like the sources.
-      sources: keys and values.
-      out: the output.
-      d_out: its gradient.
-      lse: log-sum-exp of the forward pass.
-      d_lse: its gradient.
-      sizes: blocks.
-    """
-    pallas_hopper.check(q, *(source.k for source in sources))
+    """Return the gradient of the queries, and D; arguments: `vjp.Kernels`."""
+    warpgroups.check(q, *(source.k for source in sources))
     batch, rows, heads, width = q.shape
-    blocks, groups = visits.divide(rows, sizes.q), pallas_hopper.share(sizes.q)
+    blocks, groups = visits.divide(rows, sizes.q), warpgroups.share(sizes.q)
     delta = make_delta(out, d_out, d_lse)
     operands, parts = [q, d_out, *lay_stats(lse, delta, sizes.q)], []
     for source in sources:
-        arrays = pallas_hopper.key_operands(source, sizes)
+        arrays = warpgroups.key_operands(source, sizes)
         operands, parts = operands + arrays, [*parts, len(arrays)]
-    mine = row_scratch(groups, GROUP_ROWS, width, dtype=q.dtype)
-    ring = row_scratch(STAGES, sizes.kv, width, dtype=q.dtype)
+    mine = warpgroups.row_scratch(groups, warpgroups.GROUP_ROWS, width, dtype=q.dtype)
+    ring = warpgroups.row_scratch(warpgroups.STAGES, sizes.kv, width, dtype=q.dtype)
     dq = plgpu.kernel(
         functools.partial(_kernel_q, parts=parts, sources=sources, sizes=sizes),
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -79,10 +57,10 @@ def backward_q(
             (mine, mine),
             (ring, ring),
             plgpu.Barrier(num_arrivals=2, num_barriers=groups),
-            (plgpu.Barrier(num_barriers=STAGES),) * 2,
-            (plgpu.Barrier(num_arrivals=groups, num_barriers=STAGES),) * 2,
+            (plgpu.Barrier(num_barriers=warpgroups.STAGES),) * 2,
+            (plgpu.Barrier(num_arrivals=groups, num_barriers=warpgroups.STAGES),) * 2,
         ],
-        **pallas_hopper.launch("backward_q", blocks, heads, batch, groups),
+        **warpgroups.launch("backward_q", blocks, heads, batch, groups),
     )(*operands)
     return dq, delta
 
@@ -90,32 +68,35 @@ def backward_q(
 def _kernel_q(q, d_out, lse, delta, *refs, parts, sources, sizes) -> None:
     """Fetch in the last warpgroup, compute in the others."""
     *refs, dq, rows, rings, here, filled, free = refs
-    keys = pallas_hopper.split(refs, parts)
-    groups = pallas_hopper.share(sizes.q)
-    place = pallas_hopper.find_place()
+    keys = warpgroups.split(refs, parts)
+    groups = warpgroups.share(sizes.q)
+    place = warpgroups.find_place()
     fetch = functools.partial(
-        pallas_hopper.fetch_keys, place, keys, sizes.kv, rings, filled, free
+        warpgroups.fetch_keys, place, keys, sizes.kv, rings, filled, free
     )
     pl.when(place.group == groups)(fetch)
 
     @pl.when(place.group < groups)
     def _():
-        pallas_hopper.take_registers(groups)
-        base = place.block * sizes.q + place.group * GROUP_ROWS
+        warpgroups.take_registers(groups)
+        base = place.block * sizes.q + place.group * warpgroups.GROUP_ROWS
         queries, d_queries = load_own((q, d_out), rows, here, place, base)
         line, stat = (
-            read(numbers.at[place.batch, place.head, pl.ds(base, GROUP_ROWS)], PER_ROW)
+            warpgroups.read(
+                numbers.at[place.batch, place.head, pl.ds(base, warpgroups.GROUP_ROWS)],
+                warpgroups.PER_ROW,
+            )
             for numbers in (lse, delta)
         )
         given = queries, d_queries, line * LOG2_E, stat
-        state = pallas_hopper.full(queries.shape, 0.0, TILE)
+        state = warpgroups.full(queries.shape, 0.0, warpgroups.TILE)
         step = jnp.int32(0)
         for source, (ends, blocks, _, _, *meta) in zip(sources, keys, strict=True):
             see = functools.partial(
-                pallas_hopper.see_keys, place, base, sizes.kv, source.reach, meta
+                warpgroups.see_keys, place, base, sizes.kv, source.reach, meta
             )
             visit = functools.partial(_visit_keys, given, rings, filled, free, see)
-            step, state = pallas_hopper.walk_blocks(
+            step, state = warpgroups.walk_blocks(
                 place, ends, blocks, visit, step, state
             )
         store_own((state,), (queries,), (dq,), place, base)
@@ -127,19 +108,19 @@ def _visit_keys(
     """Add to dq what one block of keys gives."""
     queries, d_queries, line, stat = given
     keys, values = (ring.at[slot] for ring in rings)
-    shape = GROUP_ROWS, keys.shape[0]
+    shape = warpgroups.GROUP_ROWS, keys.shape[0]
     for barrier in filled:
         plgpu.barrier_wait(barrier.at[slot])
-    s, dp = pallas_hopper.multiply_transposed(
+    s, dp = warpgroups.multiply_transposed(
         (queries, d_queries), (keys, values), shape[1]
     )
     plgpu.barrier_arrive(free[1].at[slot])
     scale = queries.shape[1] ** -0.5
-    p = jnp.exp2(s * (LOG2_E * scale) - spread(line, shape, 0))
+    p = jnp.exp2(s * (LOG2_E * scale) - warpgroups.spread(line, shape, 0))
     if masked:
         p = jnp.where(see(block, shape), p, 0.0)
-    ds = p * ((dp - spread(stat, shape, 0)) * scale)
-    (total,) = pallas_hopper.accumulate((total,), (ds.astype(keys.dtype),), (keys,))
+    ds = p * ((dp - warpgroups.spread(stat, shape, 0)) * scale)
+    (total,) = warpgroups.accumulate((total,), (ds.astype(keys.dtype),), (keys,))
     plgpu.barrier_arrive(free[0].at[slot])
     return total
 
@@ -153,19 +134,21 @@ def backward_kv(
     sizes: BlockSizes,
 ) -> tuple[Float[Array, "B S N K"], Float[Array, "B S N K"]]:
     """Return the gradients of one source's keys and values; see `backward_q`."""
-    pallas_hopper.check(q, source.k)
+    warpgroups.check(q, source.k)
     batch, rows, heads, width = q.shape
     shape = source.k.shape
     blocks = visits.divide(shape[1], sizes.kv)
-    groups = pallas_hopper.share(sizes.kv)
-    walk = make_query_walk(source, batch, rows, sizes)
+    groups = warpgroups.share(sizes.kv)
+    walk = visits.order_visits(
+        *visits.turn_round(source.see, sizes.q, sizes.kv, batch=batch, rows=rows)
+    )
     operands = [*walk, q, d_out, *lay_stats(lse, delta, sizes.q), source.k, source.v]
     operands.append(visits.pad_rows(source.key_meta, sizes.kv))
     if source.reach:
         operands.append(visits.pad_rows(source.query_meta, sizes.q))
-    mine = row_scratch(groups, GROUP_ROWS, width, dtype=q.dtype)
-    ring = row_scratch(STAGES, sizes.q, width, dtype=q.dtype)
-    line = plgpu.SMEM((STAGES, sizes.q), jnp.float32)
+    mine = warpgroups.row_scratch(groups, warpgroups.GROUP_ROWS, width, dtype=q.dtype)
+    ring = warpgroups.row_scratch(warpgroups.STAGES, sizes.q, width, dtype=q.dtype)
+    line = plgpu.SMEM((warpgroups.STAGES, sizes.q), jnp.float32)
     dk, dv = plgpu.kernel(
         functools.partial(_kernel_kv, reach=source.reach, sizes=sizes),
         out_type=[jax.ShapeDtypeStruct(shape, q.dtype)] * 2,
@@ -173,10 +156,10 @@ def backward_kv(
             (mine, mine),
             (ring, ring, line, line),
             plgpu.Barrier(num_arrivals=2, num_barriers=groups),
-            plgpu.Barrier(num_arrivals=4, num_barriers=STAGES),
-            plgpu.Barrier(num_arrivals=groups, num_barriers=STAGES),
+            plgpu.Barrier(num_arrivals=4, num_barriers=warpgroups.STAGES),
+            plgpu.Barrier(num_arrivals=groups, num_barriers=warpgroups.STAGES),
         ],
-        **pallas_hopper.launch("backward_kv", blocks, heads, batch, groups),
+        **warpgroups.launch("backward_kv", blocks, heads, batch, groups),
     )(*operands)
     return dk, dv
 
@@ -185,8 +168,8 @@ def _kernel_kv(ends, blocks, *refs, reach: tuple[int, ...], sizes: BlockSizes) -
     """Fetch queries in the last warpgroup, compute in the others, 64 keys each."""
     *passing, k, v = refs[:6]
     *meta, dk, dv, rows, rings, here, filled, free = refs[6:]
-    groups = pallas_hopper.share(sizes.kv)
-    place = pallas_hopper.find_place()
+    groups = warpgroups.share(sizes.kv)
+    place = warpgroups.find_place()
     fetch = functools.partial(
         _fetch_queries, place, (ends, blocks), passing, sizes.q, rings, filled, free
     )
@@ -194,29 +177,32 @@ def _kernel_kv(ends, blocks, *refs, reach: tuple[int, ...], sizes: BlockSizes) -
 
     @pl.when(place.group < groups)
     def _():
-        pallas_hopper.take_registers(groups)
-        base = place.block * sizes.kv + place.group * GROUP_ROWS
+        warpgroups.take_registers(groups)
+        base = place.block * sizes.kv + place.group * warpgroups.GROUP_ROWS
         own = load_own((k, v), rows, here, place, base)
 
         def see(block: Array, shape: tuple[int, int]) -> Array:
-            keys, queries = pl.ds(base, GROUP_ROWS), pl.ds(block * sizes.q, sizes.q)
-            return pallas_hopper.find_seen(
+            keys, queries = (
+                pl.ds(base, warpgroups.GROUP_ROWS),
+                pl.ds(block * sizes.q, sizes.q),
+            )
+            return warpgroups.find_seen(
                 place.batch, meta, keys, queries, reach, shape, keys_axis=0
             )
 
         visit = functools.partial(_visit_queries, own, rings, filled, free, see)
-        zero = pallas_hopper.full(own[0].shape, 0.0, TILE)
-        _, totals = pallas_hopper.walk_blocks(
+        zero = warpgroups.full(own[0].shape, 0.0, warpgroups.TILE)
+        _, totals = warpgroups.walk_blocks(
             place, ends, blocks, visit, jnp.int32(0), (zero, zero)
         )
         store_own(totals, own, (dk, dv), place, base)
 
 
 def _fetch_queries(
-    place: Place, walk: tuple, passing: list, size: int, rings, filled, free
+    place: warpgroups.Place, walk: tuple, passing: list, size: int, rings, filled, free
 ) -> None:
     """Copy the blocks of queries that are visited, with do, L and D, into the rings."""
-    plgpu.set_max_registers(pallas_hopper.FETCH_REGISTERS, action="decrease")
+    plgpu.set_max_registers(warpgroups.FETCH_REGISTERS, action="decrease")
 
     def load(block: Array, slot: Array, used: Array) -> None:
         pl.when(used)(functools.partial(plgpu.barrier_wait, free.at[slot]))
@@ -228,7 +214,7 @@ def _fetch_queries(
         ):
             plgpu.copy_gmem_to_smem(source.at[where], ring.at[slot], filled.at[slot])
 
-    pallas_hopper.fetch_blocks(place, *walk, load, jnp.int32(0))
+    warpgroups.fetch_blocks(place, *walk, load, jnp.int32(0))
 
 
 def _visit_queries(
@@ -236,24 +222,30 @@ def _visit_queries(
 ) -> tuple[Array, Array]:
     """Add to dk and dv what one block of queries gives."""
     queries, d_queries, lse, delta = (ring.at[slot] for ring in rings)
-    shape = GROUP_ROWS, queries.shape[0]
+    shape = warpgroups.GROUP_ROWS, queries.shape[0]
     plgpu.barrier_wait(filled.at[slot])
-    s, dp = pallas_hopper.multiply_transposed(own, (queries, d_queries), shape[1])
+    s, dp = warpgroups.multiply_transposed(own, (queries, d_queries), shape[1])
     scale = queries.shape[1] ** -0.5
-    line = read(lse, PER_COLUMN) * LOG2_E
-    p = jnp.exp2(s * (LOG2_E * scale) - spread(line, shape, 1))
+    line = warpgroups.read(lse, warpgroups.PER_COLUMN) * LOG2_E
+    p = jnp.exp2(s * (LOG2_E * scale) - warpgroups.spread(line, shape, 1))
     if masked:
         p = jnp.where(see(block, shape), p, 0.0)
-    ds = p * ((dp - spread(read(delta, PER_COLUMN), shape, 1)) * scale)
+    ds = p * (
+        (
+            dp
+            - warpgroups.spread(warpgroups.read(delta, warpgroups.PER_COLUMN), shape, 1)
+        )
+        * scale
+    )
     weights = tuple(a.astype(queries.dtype) for a in (ds, p))
-    totals = pallas_hopper.accumulate(totals, weights, (queries, d_queries))
+    totals = warpgroups.accumulate(totals, weights, (queries, d_queries))
     plgpu.barrier_arrive(free.at[slot])
     return totals
 
 
-def load_own(arrays: tuple, rows, here, place: Place, base: Array) -> tuple:
+def load_own(arrays: tuple, rows, here, place: warpgroups.Place, base: Array) -> tuple:
     """Fetch the rows that stay with a warpgroup; return where they are."""
-    mine = place.batch, pl.ds(base, GROUP_ROWS), place.head
+    mine = place.batch, pl.ds(base, warpgroups.GROUP_ROWS), place.head
     own = tuple(part.at[place.group] for part in rows)
     for array, part in zip(arrays, own, strict=True):
         plgpu.copy_gmem_to_smem(array.at[mine], part, here.at[place.group])
@@ -261,9 +253,11 @@ def load_own(arrays: tuple, rows, here, place: Place, base: Array) -> tuple:
     return own
 
 
-def store_own(values: tuple, own: tuple, arrays: tuple, place: Place, base: Array):
+def store_own(
+    values: tuple, own: tuple, arrays: tuple, place: warpgroups.Place, base: Array
+):
     """Write a warpgroup's results, by way of the memory of its rows."""
-    mine = place.batch, pl.ds(base, GROUP_ROWS), place.head
+    mine = place.batch, pl.ds(base, warpgroups.GROUP_ROWS), place.head
     for value, part in zip(values, own, strict=True):
         part[...] = value.astype(part.dtype)
     plgpu.commit_smem()
@@ -285,7 +279,7 @@ def make_delta(
 def lay_stats(
     lse: Float[Array, "B T N"], delta: Float[Array, "B T N"], block: int
 ) -> list[Float[Array, "B N T2"]]:
-    """Lay L and D as the kernels read them, in whole blocks."""
+    """Lay L and D as the kernels warpgroups.read them, in whole blocks."""
     extra = -lse.shape[1] % block
     return [
         jnp.pad(

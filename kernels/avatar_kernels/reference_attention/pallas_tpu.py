@@ -20,7 +20,6 @@ head of 128 or two of 64. VMEM (bytes, bf16 rows, q and kv per block): 2 x 2 x 1
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,14 +31,17 @@ from jaxtyping import Array, Float
 
 from avatar_kernels.reference_attention import visits
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
+from avatar_kernels.reference_attention.products import (
+    KEYS_LAST,
+    LOG2_E,
+    ROWS_FIRST,
+    dot,
+)
 from avatar_kernels.reference_attention.reference import MASKED
 from avatar_kernels.reference_attention.sources import Source
 
 Ref = Any  # a block in VMEM or SMEM: tracers of no public type
 LANES = 128
-LOG2_E = math.log2(math.e)
-KEYS_LAST = (((1,), (1,)), ((), ()))  # contract the last axis of both
-ROWS_FIRST = (((0,), (0,)), ((), ()))  # contract the first axis of both
 
 
 class Walk(NamedTuple):
@@ -237,14 +239,6 @@ def stand(meta: Array) -> Array:
 def zero_rows(values: Array, key_meta: Array) -> Array:
     """Zero the rows that are not valid: beyond the end lies anything, NaN too."""
     return jnp.where(stand(key_meta)[:, :1] > 0, values, jnp.zeros_like(values))
-
-
-def dot(a: Array, b: Array, dims: tuple) -> Array:
-    """Multiply into float32; float32 operands in full precision."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(
-        a, b, dims, precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def row_spec(block: int, index_map) -> pl.BlockSpec:

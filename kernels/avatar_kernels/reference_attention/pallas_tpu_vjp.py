@@ -26,17 +26,15 @@ from jaxtyping import Array, Float
 
 from avatar_kernels.reference_attention import pallas_tpu, visits
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
-from avatar_kernels.reference_attention.pallas_tpu import (
+from avatar_kernels.reference_attention.pallas_tpu import LANES, Ref
+from avatar_kernels.reference_attention.products import (
     KEYS_LAST,
-    LANES,
     LOG2_E,
+    PLAIN,
     ROWS_FIRST,
-    Ref,
     dot,
 )
 from avatar_kernels.reference_attention.sources import Source
-
-PLAIN = (((1,), (0,)), ((), ()))
 
 
 def backward_q(
@@ -48,17 +46,7 @@ def backward_q(
     d_lse: Float[Array, "B T N"],
     sizes: BlockSizes,
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N"]]:
-    """Return the gradient of the queries, and D.
-
-    Args:
-      q: as in the forward pass, like the sources.
-      sources: keys and values.
-      out: the output.
-      d_out: its gradient.
-      lse: log-sum-exp of the forward pass.
-      d_lse: its gradient.
-      sizes: blocks.
-    """
+    """Return the gradient of the queries, and D; arguments: `vjp.Kernels`."""
     batch, rows, heads, width = q.shape
     groups, per_group = pallas_tpu.group_heads(heads, width)
     walks = [pallas_tpu.make_walk(*s.see(sizes.q, sizes.kv)) for s in sources]
@@ -169,7 +157,9 @@ def backward_kv(
     """Return the gradients of one source's keys and values; see `backward_q`."""
     batch, rows, heads, width = q.shape
     groups, _ = pallas_tpu.group_heads(heads, width)
-    walk = _walk_queries(source, batch, rows, sizes)
+    walk = pallas_tpu.make_walk(
+        *visits.turn_round(source.see, sizes.q, sizes.kv, batch=batch, rows=rows)
+    )
     in_specs, operands = _query_specs(walk, source, (q, d_out), (lse, delta), sizes)
     by_key = pallas_tpu.row_spec(sizes.kv, lambda b, g, i, j, *_: (b, i, g))
     kernel = functools.partial(
@@ -191,21 +181,6 @@ def backward_kv(
         name="reference_attention_backward_kv",
     )(*walk.arrays, *operands)
     return tuple(pallas_tpu.unfold(d, source.k.shape) for d in (dk, dv))
-
-
-def _walk_queries(
-    source: Source, batch: int, rows: int, sizes: BlockSizes
-) -> pallas_tpu.Walk:
-    """List for each block of keys the blocks of queries that see it."""
-    some, full = source.see(sizes.q, sizes.kv)
-    count = visits.divide(rows, sizes.q)
-    if rows % sizes.q:  # the last block of queries is never whole
-        full = full & (jnp.arange(count) < count - 1)[None, :, None]
-    some, full = (
-        jnp.swapaxes(jnp.broadcast_to(m, (batch, count, m.shape[-1])), 1, 2)
-        for m in (some, full)
-    )
-    return pallas_tpu.make_walk(some, full)
 
 
 def _query_specs(

@@ -16,45 +16,22 @@ numbers of b bytes): b K (q + 4 kv).
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from avatar_kernels.reference_attention import visits
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
+from avatar_kernels.reference_attention.products import KEYS_LAST, LOG2_E, PLAIN, dot
 from avatar_kernels.reference_attention.reference import MASKED
 from avatar_kernels.reference_attention.sources import Source
 
-LOG2_E = math.log2(math.e)
-PLAIN = (((1,), (0,)), ((), ()))
 STAGES = 3  # of the loops' pipeline: two blocks on their way while one is used
-KEYS_LAST = (((1,), (1,)), ((), ()))  # contract the last axis of both
-
-
-class Walk(NamedTuple):
-    """The blocks that each block of one side visits, those without a mask first.
-
-    Attributes:
-      ends: where the visits without a mask end, and where all do.
-      block: their numbers; beyond the end, any.
-    """
-
-    ends: Int[Array, "b i 2"]
-    block: Int[Array, "b i j"]
-
-
-def make_walk(some: Bool[Array, "b i j"], full: Bool[Array, "b i j"]) -> Walk:
-    """Order the blocks that are visited; see `visits.list_visits`."""
-    full = full & some
-    ends = jnp.stack([m.sum(-1, dtype=jnp.int32) for m in (full, some)], -1)
-    order = jnp.argsort(2 - full.astype(jnp.int8) - some, axis=-1, stable=True)
-    return Walk(ends, order.astype(jnp.int32))
 
 
 def forward(
@@ -212,14 +189,6 @@ def store_rows(rows, values: Array, keep: Bool[Array, " rows"]) -> None:
     triton.store(rows, values.astype(rows.dtype), mask=keep[:, None])
 
 
-def dot(a: Array, b: Array, dims: tuple) -> Array:
-    """Multiply into float32; float32 operands in full precision."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(
-        a, b, dims, precision=precision, preferred_element_type=jnp.float32
-    )
-
-
 def row_spec(block: int | None, width: int, rows: int = 0) -> pl.BlockSpec:
     """Return the spec of the program's block of rows, or of all rows if None."""
     if block is None:
@@ -241,7 +210,7 @@ def meta_spec(kinds: int, block: int | None, rows: int = 0) -> pl.BlockSpec:
     return pl.BlockSpec((None, kinds, block), lambda i, h, b: (b, 0, i))
 
 
-def walk_specs(walk: Walk) -> list[pl.BlockSpec]:
+def walk_specs(walk: visits.Order) -> list[pl.BlockSpec]:
     """Return the specs of the program's list."""
     shared = walk.ends.shape[1] == 1
     return [
@@ -256,7 +225,7 @@ def key_specs(
     source: Source, sizes: BlockSizes
 ) -> tuple[list[pl.BlockSpec], list[Array]]:
     """Return specs and operands: walk, keys, values and integers of a source."""
-    walk = make_walk(*source.see(sizes.q, sizes.kv))
+    walk = visits.order_visits(*source.see(sizes.q, sizes.kv))
     rows, width = source.k.shape[1], source.k.shape[3]
     key_meta = visits.pad_rows(source.key_meta, sizes.kv)
     specs = [

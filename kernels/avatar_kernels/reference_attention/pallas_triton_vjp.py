@@ -24,14 +24,11 @@ from jaxtyping import Array, Float
 from avatar_kernels.reference_attention import pallas_triton, visits
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
 from avatar_kernels.reference_attention.pallas_triton import (
-    KEYS_LAST,
-    LOG2_E,
-    PLAIN,
-    dot,
     find_seen,
     find_valid,
     load_rows,
 )
+from avatar_kernels.reference_attention.products import KEYS_LAST, LOG2_E, PLAIN, dot
 from avatar_kernels.reference_attention.reference import MASKED
 from avatar_kernels.reference_attention.sources import Source
 
@@ -47,18 +44,7 @@ def backward_q(
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N"]]:
-    """Return the gradient of the queries, and D.
-
-    Args:
-      q: as in the forward pass, like the sources.
-      sources: keys and values.
-      out: the output.
-      d_out: its gradient.
-      lse: log-sum-exp of the forward pass.
-      d_lse: its gradient.
-      sizes: blocks.
-      interpret: run without a GPU, for tests.
-    """
+    """Return the gradient of the queries, and D; arguments: `vjp.Kernels`."""
     sizes = pallas_triton.fit(sizes, q)
     batch, rows, heads, width = q.shape
     by_query = pallas_triton.row_spec(sizes.q, width)
@@ -148,7 +134,9 @@ def backward_kv(
     sizes = pallas_triton.fit(sizes, q)
     batch, rows, heads, width = q.shape
     shape = source.k.shape
-    walk = make_query_walk(source, batch, rows, sizes)
+    walk = visits.order_visits(
+        *visits.turn_round(source.see, sizes.q, sizes.kv, batch=batch, rows=rows)
+    )
     by_key = pallas_triton.row_spec(sizes.kv, width)
     all_rows = pallas_triton.row_spec(None, width, rows)
     all_stats = pallas_triton.stat_spec(None, rows)
@@ -179,19 +167,6 @@ def backward_kv(
         name="reference_attention_backward_kv",
     )(*operands)
     return dk, dv
-
-
-def make_query_walk(
-    source: Source, batch: int, rows: int, sizes: BlockSizes
-) -> pallas_triton.Walk:
-    """List the blocks of queries that see each block of keys."""
-    some, full = source.see(sizes.q, sizes.kv)
-    count = visits.divide(rows, sizes.q)
-    if rows % sizes.q:  # the last block of queries is never whole
-        full = full & (jnp.arange(count) < count - 1)[None, :, None]
-    shape = batch, count, some.shape[-1]
-    some, full = (jnp.swapaxes(jnp.broadcast_to(m, shape), 1, 2) for m in (some, full))
-    return pallas_triton.make_walk(some, full)
 
 
 def _kernel_kv(

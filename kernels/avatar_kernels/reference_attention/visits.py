@@ -14,6 +14,7 @@ window over latents and rows two.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -66,6 +67,47 @@ def list_visits(
     block = jnp.where(place < count[..., None], order, last)
     is_full = jnp.take_along_axis(full, block, -1)
     return Visits(count, block.astype(jnp.int32), is_full.astype(jnp.int32))
+
+
+class Order(NamedTuple):
+    """For each block of one side, those that it visits, without a mask first.
+
+    Attributes:
+      ends: where the visits without a mask end, and where all do.
+      block: their numbers; beyond the end, any.
+    """
+
+    ends: Int[Array, "b i 2"]
+    block: Int[Array, "b i j"]
+
+
+def order_visits(some: Bool[Array, "b i j"], full: Bool[Array, "b i j"]) -> Order:
+    """List the blocks for kernels that have a loop of their own for whole ones."""
+    full = full & some
+    ends = jnp.stack([m.sum(-1, dtype=jnp.int32) for m in (full, some)], -1)
+    order = jnp.argsort(2 - full.astype(jnp.int8) - some, axis=-1, stable=True)
+    return Order(ends, order.astype(jnp.int32))
+
+
+def turn_round(
+    see: Callable, q: int, kv: int, *, batch: int, rows: int
+) -> tuple[Bool[Array, "B j i"], Bool[Array, "B j i"]]:
+    """Say for each block of keys which blocks of queries see it: some, full.
+
+    Args:
+      see: of a `sources.Source`.
+      q: queries per block; a last block that is not filled is never whole.
+      kv: keys per block.
+      batch: number of samples.
+      rows: number of queries.
+    """
+    some, full = see(q, kv)
+    count = divide(rows, q)
+    if rows % q:
+        full = full & (jnp.arange(count) < count - 1)[None, :, None]
+    shape = batch, count, some.shape[-1]
+    some, full = (jnp.swapaxes(jnp.broadcast_to(m, shape), 1, 2) for m in (some, full))
+    return some, full
 
 
 def by_validity(

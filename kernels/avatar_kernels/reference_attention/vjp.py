@@ -19,11 +19,15 @@ from avatar_kernels.reference_attention.reference import MASKED, LocalWindow
 class Kernels(NamedTuple):
     """The three kernels of an implementation.
 
+    With queries q, their output `out` and its gradient `d_out` of `B T N K`, the
+    log-sum-exp `lse` and its gradient `d_lse` of `B T N`, float32 (backward: lse 1e30
+    where nothing is seen), and `sizes` the blocks of that kernel:
+
     Attributes:
-      forward: (q, sources, sizes) -> output, log-sum-exp.
+      forward: (q, sources, sizes) -> out, lse (-1e30 where nothing is seen).
       backward_q: (q, sources, out, d_out, lse, d_lse, sizes) -> dq, and for each query
-        and head delta = sum(d_out * out) - d_lse, float32 `B T N`.
-      backward_kv: (q, source, d_out, lse, delta, sizes) -> dk, dv.
+        and head D = sum(d_out * out) - d_lse, float32 `B T N`.
+      backward_kv: (q, source, d_out, lse, D, sizes) -> dk, dv.
     """
 
     forward: Callable

@@ -1,0 +1,16 @@
+"""Run TPU kernels on a CPU, for tests."""
+
+import contextlib
+
+from jax.experimental.pallas import tpu as pltpu
+
+
+def interpret_tpu(switch: bool = True) -> contextlib.AbstractContextManager:
+    """Interpret the TPU kernels that are called inside; off: do nothing.
+
+    Rows beyond the end of an array hold NaN, as at worst they may on a device.
+    """
+    if not switch:
+        return contextlib.nullcontext()
+    params = pltpu.InterpretParams(out_of_bounds_reads="uninitialized")
+    return pltpu.force_tpu_interpret_mode(params)
