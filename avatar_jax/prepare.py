@@ -144,11 +144,13 @@ def _add_procedural(commands) -> None:
         help="rendered talking people",
         description=procedural.__doc__,
         epilog="example:\n  python -m avatar_jax.prepare procedural "
-        "--out data/people --people 1600 --clips-per-person 2",
+        "--out data/people --people 1600 --clips-per-person 4",
     )
     sub.set_defaults(run=prepare_procedural)
     sub.add_argument("--people", type=int, default=1600)
-    sub.add_argument("--clips-per-person", type=int, default=2)
+    sub.add_argument(
+        "--clips-per-person", type=int, default=4, help="two of each scene"
+    )
     sub.add_argument("--seconds", type=float, default=4.0, help="of each clip")
     sub.add_argument("--size", type=int, choices=SIZES, default=64, help="pixels")
 

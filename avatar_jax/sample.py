@@ -187,7 +187,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         metavar="VIDEO",
-        help="the person; several clips of them are welcome",
+        help="the person; several clips of them are welcome. The first 10 s of each "
+        "are read; their speech counts if all have sound",
     )
     add("--audio", required=True, metavar="FILE", help="the speech, any container")
     add("--still", metavar="PICTURE", help="scene; default: best reference frame")

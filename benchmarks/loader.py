@@ -2,25 +2,25 @@
 
     python -m benchmarks.loader [--dataset FOLDER] [--latents 7] [--batch 16]
 
-Without a dataset, clips of the demo's size are written to a temporary folder. The wait
-is what a step of --step milliseconds sees of the loader: near 0 where it keeps up.
+Without a dataset, procedural people are prepared in a temporary folder. The wait is
+what a step of --step milliseconds sees of the loader: near 0 where it keeps up.
 """
 
 import argparse
-import pathlib
 import tempfile
 import time
 
 import numpy as np
 
-from avatar_jax.data import pipeline, records
+from avatar_jax import prepare
+from avatar_jax.data import pipeline
 
-CLIPS, LATENTS, CELLS, CHANNELS = 64, 26, 8, 64  # 4 s at 64 x 64 pixels
+PEOPLE = 16  # of four clips of 4 s at 64 x 64 pixels
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", help="prepared folder; absent: random clips")
+    parser.add_argument("--dataset", help="prepared folder; absent: procedural clips")
     parser.add_argument("--latents", type=int, default=7)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=100)
@@ -28,10 +28,11 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=50.0, help="milliseconds")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
+        dataset = args.dataset or f"{temporary}/records"
         if not args.dataset:
-            write_random_clips(temporary)
+            prepare.main(["procedural", "--people", str(PEOPLE), "--out", dataset])
         config = pipeline.PipelineConfig(
-            directories=(args.dataset or temporary,),
+            directories=(dataset,),
             buckets=((args.latents, args.batch, 1.0),),
             num_workers=args.workers,
         )
@@ -61,37 +62,6 @@ def measure(config: pipeline.PipelineConfig, batches: int, step: float) -> None:
     print(
         f"steps of {step * 1e3:.0f} ms wait {100 * wait / (wait + step):.1f} % for data"
     )
-
-
-def write_random_clips(folder: str | pathlib.Path) -> None:
-    """Write a dataset of noise with the sizes of the demo's clips."""
-    rng = np.random.default_rng(0)
-    frames = 4 * (LATENTS - 1) + 1
-    latents, features = [], []
-    for clip in range(CLIPS):
-        cells = (LATENTS, CELLS, CELLS)
-        latents.append(
-            {
-                "key": str(clip),
-                "latents": rng.normal(size=(*cells, CHANNELS)).astype(np.float16),
-                "mouth_mask": rng.random(cells).astype(np.float16),
-            }
-        )
-        features.append(
-            {
-                "key": str(clip),
-                "speech": rng.normal(size=(frames, 160)).astype(np.float16),
-                "text": rng.normal(size=(64, 64)).astype(np.float16),
-                "motion": rng.normal(size=(frames, 12)).astype(np.float32),
-            }
-        )
-    tier = records.tier_directory(folder, records.LATENTS, "dct64")
-    records.write_tier(tier, "train", records.latents_schema(), latents)
-    tier = records.tier_directory(folder, records.FEATURES)
-    records.write_tier(
-        tier, "train", records.features_schema(motion_width=12), features
-    )
-    records.write_null_text(folder, np.zeros((64, 64), np.float32))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ the stream already loses it for the arm without), then scores held-out people as
 often it is the nearest of twenty (times chance), the lips. Each line has 95% bootstrap
 intervals over people. The last lines pair the arms: each person's mean over seeds, on
 minus off. An arm that is trained already is not again.
+
+From a parent that was trained with the stream this is an ablation, of what pictures
+lose when codes are taken away, rather than of what training with them brings.
 """
 
 import argparse
@@ -24,9 +27,12 @@ from avatar_jax import checkpoint, command, train
 from avatar_jax.evaluation import demo_cases, demo_scores, personality_scores
 from avatar_jax.evaluation.metrics import bootstrap
 from avatar_jax.sampling import pretrained
+from avatar_jax.types import InputError
 
 CONFIG = "configs/stage3_personality.py"
 ARMS = {"on": (), "off": ("--config.model.motion_width=0",)}
+# What is scored: an arm, and by how much pictures are pushed towards its codes.
+SAMPLED = {"off": ("off", 1.0), "on": ("on", 1.0), "on, guided 2": ("on", 2.0)}
 FIGURES = ("style distance", "style, x chance", "sync")
 
 
@@ -43,21 +49,27 @@ def main(argv: list[str]) -> None:
         args.split, args.people, by, codec=first.codec, **_shape(first.card)
     )
     print(f"{args.steps} steps each from {args.parent}, {args.people} {args.split}")
-    print(f"{'motion stream':<22}" + "".join(f"{name:>25}" for name in FIGURES))
-    rows = {}
-    for (arm, seed), path in weights.items():
-        rows[arm, seed] = score_arm(path, by, gallery, args.people, args.split)
-        _print(f"{arm}, seed {seed}", rows[arm, seed])
-    pooled = {
-        arm: np.mean([rows[arm, seed] for seed in args.seeds], axis=0) for arm in ARMS
-    }
-    for arm, values in pooled.items():
-        _print(f"{arm}, mean of seeds", values)
-    _print("on - off, paired", pooled["on"] - pooled["off"])
+    print(f"{'motion stream':<28}" + "".join(f"{name:>25}" for name in FIGURES))
+    pooled = {}
+    for label, (arm, guidance) in SAMPLED.items():
+        rows = []
+        for seed in args.seeds:
+            settings = {"motion_guidance": guidance}
+            path = weights[arm, seed]
+            rows.append(score_arm(path, settings, by, gallery, args.people, args.split))
+            _print(f"{label}, seed {seed}", rows[-1])
+        pooled[label] = np.mean(rows, axis=0)
+        _print(f"{label}, mean of seeds", pooled[label])
+    for label in list(SAMPLED)[1:]:
+        _print(f"{label} - off, paired", pooled[label] - pooled["off"])
 
 
 def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
-    """Train one arm; return its weights file."""
+    """Train one arm; return its weights file.
+
+    Raises:
+      InputError: the run was stopped before its end.
+    """
     workdir = args.out / f"{arm}_{seed}"
     train.main(
         [
@@ -74,7 +86,13 @@ def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
             *ARMS[arm],
         ]
     )
-    return workdir / checkpoint.WEIGHTS_NAME
+    weights = workdir / checkpoint.WEIGHTS_NAME
+    if not weights.exists():
+        raise InputError(
+            f"expected a trained arm in {workdir}, but it was stopped before its end; "
+            "the same command goes on with it."
+        )
+    return weights
 
 
 def _find_parent(args: argparse.Namespace, arm: str) -> Path:
@@ -94,14 +112,19 @@ def _find_parent(args: argparse.Namespace, arm: str) -> Path:
 
 def score_arm(
     path: Path,
+    sampled: dict[str, float],
     by: personality_scores.Judges,
     gallery: personality_scores.Gallery,
     people: int,
     split: str,
 ) -> Float[np.ndarray, "3 people"]:
-    """Return `FIGURES` for each of the first people of a split."""
+    """Return `FIGURES` for each of the first people of a split.
+
+    Args:
+      sampled: settings other than the weights' own.
+    """
     loaded = pretrained.load(path)
-    settings = pretrained.choose_settings(loaded.card)
+    settings = pretrained.choose_settings(loaded.card, **sampled)
     with tempfile.TemporaryDirectory() as folder:
         cases = demo_cases.make_cases(
             Path(folder), people, split=split, **_shape(loaded.card)
@@ -138,7 +161,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _print(label: str, rows: Float[np.ndarray, "3 people"]) -> None:
     cells = "".join(f"{bootstrap.format_mean(row):>25}" for row in rows)
-    print(f"{label:<22}{cells}", flush=True)
+    print(f"{label:<28}{cells}", flush=True)
 
 
 if __name__ == "__main__":

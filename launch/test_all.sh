@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The long checks, after the short ones: tests marked slow, kernels through the TPU and
 # CUDA compilers (which need no device; the CUDA build of jax is 3 GB), then the
-# benchmarks whose figures the README quotes. About an hour on 2 cores.
+# benchmarks whose figures the README quotes, but for `benchmarks.motion_stream`, which
+# trains for an hour. About an hour on 2 cores.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 bash launch/test.sh || exit 1
@@ -15,5 +16,6 @@ python -m benchmarks.norms || failed=1
 python -m benchmarks.context_parallel || failed=1
 (bash launch/compile_cuda.sh) || failed=1
 python -m benchmarks.reference_scaling || failed=1
+python -m benchmarks.reference_length || failed=1
 python -m benchmarks.loader || failed=1
 exit $failed

@@ -10,7 +10,9 @@ errors are in part the same for all of a person, which no noise on exact codes w
 Records without them (`motion_read`) give their exact ones.
 
 How much is shown is drawn anew for every example, from one latent to all: at sampling
-people give short videos and long ones.
+people give short videos and long ones. Identity is the mean over the clips of which
+something is shown; Choice: face crops are those of the first clip, however little of it
+is shown, as one good frame is enough for them.
 """
 
 import dataclasses
@@ -72,6 +74,10 @@ class Mates:
         wanted = [i for i in others if (self._people[i, 1] != scene) == cross_scene]
         return wanted or others or [index]
 
+    def share_scene(self, first: int, second: int) -> bool:
+        """Say whether two clips of a person show the same scene."""
+        return self._people[first, 1] == self._people[second, 1]
+
 
 def is_cross_scene(step: float, config: ReferenceConfig, draw: float) -> bool:
     """Say whether a reference comes from other scenes; `draw` is uniform in [0, 1)."""
@@ -110,7 +116,7 @@ def make_reference(
         audio_valid=np.bool_(True),
         motion=motion,
         motion_valid=motion_valid,
-        identity=mean_identity(records),
+        identity=mean_identity(records[: -(-shown // count)]),
         faces=None if first.faces is None else first.faces.astype(np.float32),
         faces_valid=None if first.faces is None else np.ones(len(first.faces), bool),
     )

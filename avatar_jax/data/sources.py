@@ -50,7 +50,7 @@ class ClipSource:
         self.sizes = self._latents.read_sizes()
         self.mates = references.Mates(self._features.read_people())
         self._skipped: set[int] = set()
-        self._said = False
+        self._said: set[str] = set()
 
     def find(self, num_latents: int) -> Int[np.ndarray, " clips"]:
         """Return the indices of the clips that have at least so many latents."""
@@ -66,15 +66,23 @@ class ClipSource:
         self, indices: Sequence[int] | Int[np.ndarray, " clips"], position: int
     ) -> tuple[int, transforms.Record]:
         """Read clip `indices[position]`, or the next one there that can be read."""
+        found = self._find_next(indices, position)
+        if found is None:
+            raise InputError(
+                f"no record of {self.directory} can be read; prepare it again."
+            )
+        return found
+
+    def _find_next(
+        self, indices: Sequence[int] | Int[np.ndarray, " clips"], position: int
+    ) -> tuple[int, transforms.Record] | None:
         for offset in range(len(indices)):
             index = int(indices[(position + offset) % len(indices)])
             try:
                 return index, self.read(index)
             except records.CorruptRecord as error:
                 self._skip(index, error)
-        raise InputError(
-            f"no record of {self.directory} can be read; prepare it again."
-        )
+        return None
 
     def read_pair(
         self,
@@ -88,6 +96,8 @@ class ClipSource:
         seed: tuple[int, ...],
     ) -> Pair:
         """Read the clip at a place of a stream, and clips that show the same person.
+
+        The clip itself is the reference where no other of the person can be read.
 
         Args:
           index: number of the example in its stream; with `seed` it fixes the choice.
@@ -103,10 +113,10 @@ class ClipSource:
         usable = self.sizes[:, 0] > config.segment_latents
         mates = self.mates.find(target, cross_scene=cross, usable=usable)
         mates = rng.permutation(mates)
-        others = [self.read_next(mates, place)[1] for place in range(segments)]
-        if any(o.motion is not None and o.motion_read is None for o in others):
-            self._say_exact()
-        return Pair(record, tuple(others))
+        found = [self._find_next(mates, place) for place in range(segments)]
+        others = [(target, record) if pair is None else pair for pair in found]
+        self._say_unlike_sampling(target, others, cross_scene=cross)
+        return Pair(record, tuple(other for _, other in others))
 
     def read(self, index: int) -> transforms.Record:
         """Read one clip; raise CorruptRecord where a tier's record is unreadable."""
@@ -139,15 +149,35 @@ class ClipSource:
             )
         return (codes - self.motion_scale[:1]) / self.motion_scale[1:]
 
-    def _say_exact(self) -> None:
-        """Say once that references will move as no encoder reads them."""
-        if not self._said:
-            self._said = True
-            _log.warning(
-                "%s holds no motion codes read off its frames: references show exact "
-                "ones, unlike at sampling. Prepare it again.",
-                self.directory,
+    def _say_unlike_sampling(
+        self,
+        target: int,
+        others: Sequence[tuple[int, transforms.Record]],
+        *,
+        cross_scene: bool,
+    ) -> None:
+        """Say once each in what references are easier than those of a user."""
+        if any(o.motion is not None and o.motion_read is None for _, o in others):
+            self._say(
+                "holds no motion codes read off its frames: references show exact "
+                "ones, unlike at sampling. Prepare it again."
             )
+        if any(index == target for index, _ in others):
+            self._say(
+                "has people with a single usable clip, which is then its own "
+                "reference: looks can be copied. Prepare two clips or more of each."
+            )
+        elif cross_scene and any(self.mates.share_scene(target, i) for i, _ in others):
+            self._say(
+                "has people with a single scene: their references show it, though "
+                "other scenes are asked for. Prepare clips of several scenes."
+            )
+
+    def _say(self, what: str) -> None:
+        """Warn once of something that the dataset lacks."""
+        if what not in self._said:
+            self._said.add(what)
+            _log.warning("%s %s", self.directory, what)
 
     def _skip(self, index: int, error: records.CorruptRecord) -> None:
         """Count a corrupt record, and name it the first time."""

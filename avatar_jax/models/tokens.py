@@ -7,6 +7,7 @@ front and keeps a static number: invalid rows cost nothing and shapes stay stati
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -111,6 +112,24 @@ def reference_rows(
         parts.append(_face_rows(reference, patch, face_scale, extra_channels))
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *parts)
     return rows if reference.capacity is None else pack(rows, reference.capacity)
+
+
+def choose_capacity(reference: Reference, patch: int) -> int:
+    """Return a number of rows that holds the valid ones of every sample.
+
+    An eighth of all rows or a multiple of it, so that few shapes are compiled; for
+    concrete arrays only.
+    """
+    valid, total = np.asarray(reference.valid), reference.valid[0].size
+    used = valid.sum((1, 2, 3))
+    if reference.faces is not None:
+        crops, height, width = reference.faces.shape[1:4]
+        cells = height * width // patch**2
+        total += crops * cells
+        shown = reference.faces_valid
+        used = used + cells * (crops if shown is None else np.asarray(shown).sum(1))
+    step = -(-total // 8)
+    return min(total, step * max(1, -(-int(used.max()) // step)))
 
 
 def pack(rows: ReferenceRows, capacity: int) -> ReferenceRows:

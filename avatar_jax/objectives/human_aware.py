@@ -8,7 +8,7 @@ decoded from the clean estimate x^ and from the true latents x in the same way:
   (3) sync        |V(x^) - A(speech)|              distance of audio-visual embeddings
   (4) perceptual  mean w (Q(x^) - Q(x))^2          Q: unit feature maps, w: mouth
 
-Only clips with t < `largest_time` count. Of these the first `clips` are decoded, of
+Only clips with t < `largest_time` count. Of these the first `clips` are judged, of
 each a short run of latent frames, of those only a square of cells around the face:
 what a loss costs does not grow with the picture. Weights rise evenly over the first
 `ramp_steps` steps.
@@ -20,12 +20,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from avatar_jax.flow import path
 from avatar_jax.models import judges
 from avatar_jax.models.codec import LatentCodec
-from avatar_jax.objectives import base
+from avatar_jax.objectives import base, portraits
 from avatar_jax.types import FRAMES_PER_LATENT, Leaf
 
 KINDS = ("identity", "motion", "sync", "quality")
@@ -40,11 +40,14 @@ class HumanAwareConfig:
       ramp_steps: over which the weights rise; the first third of the stage.
       largest_time: beyond it clips do not count. Choice: 0.8, not the 0.5 of the
         design: where pictures hardly show the pose they learn to obey the codes.
-      clips: of a batch that are decoded.
+      clips: of a batch that are judged.
       latents: of each clip that are decoded; their frames are one window of sync.
-      view: cells, side of the square that the judges see, a portrait of the face.
-      crop: cells, side of the part of it that is decoded; beyond it edges repeat.
-      mouth_weight: extra weight of the mouth in eq. 4.
+      view: cells, side of the square that the judges see, a portrait of the face; 0:
+        the picture is the portrait, and its shorter side is meant.
+      crop: cells, side of the part of it that is decoded; beyond it edges repeat. 0:
+        the largest that scales to whole pixels, of three quarters of the view.
+      mouth_weight: extra weight of the mouth in eq. 4. Choice: of the mouth alone, as
+        eyes have a judge of their own in the motion codes.
     """
 
     identity: float = 0.05
@@ -55,15 +58,17 @@ class HumanAwareConfig:
     largest_time: float = 0.8
     clips: int = 8
     latents: int = 2
-    view: int = 8
-    crop: int = 6
+    view: int = 0
+    crop: int = 0
     mouth_weight: float = 2.0
 
     def __post_init__(self) -> None:
+        if self.view == 0 and self.crop == 0:
+            return
         if not 1 <= self.crop <= self.view or judges.VIEW * self.crop % self.view:
             raise ValueError(
                 f"crop={self.crop} and view={self.view}; use a crop of at most the "
-                f"view, and {judges.VIEW} crop / view a whole number."
+                f"view, and {judges.VIEW} crop / view a whole number, or 0 for both."
             )
 
 
@@ -80,21 +85,18 @@ class Faces:
     mouth_mask: Leaf  # B F H W
     face_mask: Leaf  # B F H W
     first: Leaf  # B int, first latent that is decoded
-
-
-@struct.dataclass
-class _View:
-    """Where the decoded square lies: cells of the latents, pixels of the view."""
-
-    row: Leaf  # B int
-    column: Leaf
-    view_row: Leaf
-    view_column: Leaf
+    judged: Leaf  # B bool, of `choose`
 
 
 def load_judges() -> dict:
     """Return the weights of the judges of role `training`, by kind."""
     return {kind: judges.load(judges.asset(kind, "training")).params for kind in KINDS}
+
+
+def choose(t: Float[Array, " B"], config: HumanAwareConfig) -> Bool[Array, " B"]:
+    """Say which clips of a whole batch are judged: the first that are clear enough."""
+    clear = t < config.largest_time
+    return clear & (jnp.cumsum(clear) <= config.clips)
 
 
 def compare(
@@ -108,16 +110,21 @@ def compare(
 
     Args:
       params: judges' weights by kind.
-      faces: of the whole batch.
+      faces: of the whole batch, or of a part of it.
     """
-    batch = len(faces.t)
-    faces = _choose(faces, min(config.clips, batch), config.largest_time)
-    counts = (faces.t < config.largest_time).astype(jnp.float32)
-    view = _locate(faces, config)
-    made, true = (
-        _decode(latents, faces, view, codec, config) for latents in _estimates(faces)
+    batch, *_, height, width = faces.face_mask.shape
+    side, crop = portraits.choose_sides(config.view, config.crop, (height, width))
+    faces = _gather(faces, min(config.clips, batch))
+    counts = faces.judged.astype(jnp.float32)
+    view = portraits.locate(
+        faces.face_mask, faces.first, latents=config.latents, side=side, crop=crop
     )
-    mouth = _look(faces.mouth_mask, faces, view, config)
+    made, true = (
+        portraits.show(codec.decode_clips(portraits.cut(latents, view)), view)
+        for latents in _estimates(faces)
+    )
+    cells = portraits.cut(faces.mouth_mask, view)[..., None]
+    mouth = portraits.show(jnp.repeat(cells, FRAMES_PER_LATENT, axis=1), view)
     terms = _judge(params, made, true, mouth, faces, config)
     ramp = jnp.minimum(step / max(config.ramp_steps, 1), 1.0)
     total, metrics = jnp.zeros(()), {}
@@ -130,9 +137,9 @@ def compare(
     return ramp * total / batch, metrics
 
 
-def _choose(faces: Faces, count: int, largest_time: float) -> Faces:
-    """Keep the first clips that count; where they are too few, also others."""
-    order = jnp.argsort(faces.t >= largest_time)[:count]
+def _gather(faces: Faces, count: int) -> Faces:
+    """Keep so many clips, those first that are judged."""
+    order = jnp.argsort(~faces.judged, stable=True)[:count]
     return jax.tree.map(lambda leaf: leaf[order], faces)
 
 
@@ -140,87 +147,6 @@ def _estimates(faces: Faces) -> tuple[Array, Array]:
     """Return the clean estimate and the true latents."""
     true = path.clean_estimate(faces.noisy, faces.target, faces.t)
     return path.clean_estimate(faces.noisy, faces.velocity, faces.t), true
-
-
-def _locate(faces: Faces, config: HumanAwareConfig) -> _View:
-    """Centre both squares on the face, inside the picture."""
-    run = jax.vmap(functools.partial(_take_run, count=config.latents))
-    mask = run(faces.face_mask, faces.first).sum(1)  # B H W
-    sides, places = mask.shape[1:], []
-    for axis, side in enumerate(sides):
-        share = mask.sum(2 - axis)
-        total = jnp.maximum(share.sum(1), 1e-6)
-        centre = (share * (jnp.arange(side) + 0.5)[None]).sum(1) / total
-        places += [
-            _place(centre, side, extent) for extent in (config.view, config.crop)
-        ]
-    view_row, row, view_column, column = places
-    inside = (row - view_row, column - view_column)
-    pixels = (cells * judges.VIEW // config.view for cells in inside)
-    return _View(row, column, *pixels)
-
-
-def _place(centre: Float[Array, " B"], side: int, extent: int) -> Int[Array, " B"]:
-    start = jnp.round(centre - extent / 2).astype(int)
-    return jnp.clip(start, 0, max(side - extent, 0))
-
-
-def _take_run(leaf: Float[Array, "F ..."], first: Int[Array, ""], count: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(leaf, first, count)
-
-
-def _cut(
-    leaf: Float[Array, "B F H W ..."],
-    faces: Faces,
-    view: _View,
-    config: HumanAwareConfig,
-) -> Float[Array, "B F2 Y X ..."]:
-    """Cut the run of latents and the square of cells that is decoded."""
-    crop = config.crop
-
-    def one(leaf: Array, first: Array, row: Array, column: Array) -> Array:
-        rest = (jnp.zeros((), int),) * (leaf.ndim - 3)
-        sizes = (config.latents, crop, crop, *leaf.shape[3:])
-        return jax.lax.dynamic_slice(leaf, (first, row, column, *rest), sizes)
-
-    return jax.vmap(one)(leaf, faces.first, view.row, view.column)
-
-
-def _decode(
-    latents: Float[Array, "B F H W C"],
-    faces: Faces,
-    view: _View,
-    codec: LatentCodec,
-    config: HumanAwareConfig,
-) -> Float[Array, "B frames 64 64 3"]:
-    """Decode the face alone and show it as the judges see portraits."""
-    video = codec.decode_clips(_cut(latents, faces, view, config))
-    return _show(video, view, config)
-
-
-def _look(
-    mask: Float[Array, "B F H W"], faces: Faces, view: _View, config: HumanAwareConfig
-) -> Float[Array, "B frames 64 64 1"]:
-    """Show a mask of cells in the same way."""
-    cells = jnp.repeat(_cut(mask, faces, view, config), FRAMES_PER_LATENT, axis=1)
-    return _show(cells[..., None], view, config)
-
-
-def _show(
-    video: Float[Array, "B frames Y X c"], view: _View, config: HumanAwareConfig
-) -> Float[Array, "B frames 64 64 c"]:
-    """Scale the decoded square to the view and repeat its edges up to the view's."""
-    side = judges.VIEW * config.crop // config.view
-    batch, frames, *_, channels = video.shape
-    small = jax.image.resize(video, (batch, frames, side, side, channels), "linear")
-    index = jnp.arange(judges.VIEW)
-
-    def one(video: Array, row: Array, column: Array) -> Array:
-        rows = jnp.clip(index - row, 0, side - 1)
-        columns = jnp.clip(index - column, 0, side - 1)
-        return video[:, rows][:, :, columns]
-
-    return jax.vmap(one)(small, view.view_row, view.view_column)
 
 
 def _judge(
@@ -248,7 +174,7 @@ def _judge(
     codes = jnp.abs(read(flat) - jax.lax.stop_gradient(read(flat_true))).mean(-1)
     seen = _perceive(params["quality"], flat, flat_true, flat_mouth, config)
     start = FRAMES_PER_LATENT * faces.first - FRAMES_PER_LATENT + 1
-    rows = jax.vmap(functools.partial(_take_run, count=made.shape[1]))
+    rows = jax.vmap(functools.partial(portraits.take_run, count=made.shape[1]))
     distance = judges.sync_distance(params["sync"], made, rows(faces.speech, start))
     return {
         "identity": (per_clip(1 - cosine), always),

@@ -24,6 +24,7 @@ class PersonalityBatch:
     mouth_mask: Leaf  # B F H W
     face_mask: Leaf  # B F H W
     first: Leaf  # B int, first of the latents that are decoded
+    judged: Leaf  # B bool, clips whose face is judged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Personality:
         *,
         rng: PRNGKeyArray,
     ) -> PersonalityBatch:
-        """Draw times and noise, and the latents that are decoded.
+        """Draw times and noise; choose the clips and latents that are judged.
 
         The first two may be a given prefix, on which nothing is learnt.
         """
@@ -60,11 +61,13 @@ class Personality:
                 f"Clips of {frames} latents are too short to decode "
                 f"{self.config.latents} after a prefix; use longer buckets."
             )
+        flow = self.flow.prepare(params, frozen, batch, rng=flow_rng)
         return PersonalityBatch(
-            flow=self.flow.prepare(params, frozen, batch, rng=flow_rng),
+            flow=flow,
             mouth_mask=batch.mouth_mask,
             face_mask=batch.face_mask,
             first=jax.random.randint(first_rng, (rows,), 2, last + 1),
+            judged=human_aware.choose(flow.t, self.config),
         )
 
     def loss(
@@ -90,6 +93,7 @@ class Personality:
             mouth_mask=prepared.mouth_mask,
             face_mask=prepared.face_mask,
             first=prepared.first,
+            judged=prepared.judged,
         )
         human, seen = human_aware.compare(
             frozen["judges"], faces, self.codec, self.config, step

@@ -27,7 +27,7 @@ class ProceduralConfig:
     """
 
     people: int = 1600
-    clips_per_person: int = 2
+    clips_per_person: int = 4
     seconds: float = 4.0
     size: int = 64
     seed: int = 0

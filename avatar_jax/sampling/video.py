@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 from tqdm import tqdm
 
 from avatar_jax.flow import times
+from avatar_jax.models import tokens
 from avatar_jax.sampling import chunk
 from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import (
@@ -189,6 +190,9 @@ def _shared_passes(
         return chunk.cache_reference(model, params, reference, null_text)
 
     reference = prepared.reference
+    if reference is not None:
+        rows = tokens.choose_capacity(reference, model.cfg.patch)
+        reference = reference.replace(capacity=rows)
     full = Conditions(
         text=jnp.asarray(prepared.text),
         null_text=null_text,

@@ -174,6 +174,18 @@ def test_identity_is_the_unit_mean_of_the_clips_and_crops_are_of_one(pairs):
         assert (reference.faces[i] == sources[0]).all()
 
 
+def test_identity_is_of_the_clips_that_are_shown(folder):
+    batches = take(make(folder, **{**ALL, **change(whole=0.0)}), 20)
+    _, reference = joined(batches)
+    clips_shown = -(-reference.valid.any((2, 3)).sum(1) // LATENTS)
+    assert set(clips_shown) == set(range(1, SEGMENTS + 1))
+    for i, sources in enumerate(sources_of(reference)):
+        mean = np.eye(DI)[[clip % DI for clip in sources[: clips_shown[i]]]].mean(0)
+        np.testing.assert_allclose(
+            reference.identity[i], mean / np.linalg.norm(mean), rtol=1e-5
+        )
+
+
 def test_how_much_is_shown_varies_and_what_is_beyond_is_invalid(folder):
     batches = take(make(folder, **{**ALL, **change(whole=0.25)}), 100)
     _, reference = joined(batches)
@@ -195,17 +207,6 @@ def test_a_reference_moves_as_was_read_and_its_target_as_is_exact(folder, tmp_pa
         np.testing.assert_array_equal(told.motion, -was.motion)
         unread = read.conditions.replace(reference=told.replace(motion=was.motion))
         assert_same(read.replace(conditions=unread), exact)
-
-
-def test_exact_codes_are_named_once_where_a_reference_shows_them(
-    folder, tmp_path, caplog
-):
-    take(make(folder), 2)  # without references
-    seen = write_dataset(tmp_path / "seen", lengths=LENGTHS, motion_read=True)
-    take(make(seen, **ALL), 2)
-    assert "exact" not in caplog.text
-    take(make(folder, **ALL), 2)
-    assert caplog.text.count("references show exact") == 1
 
 
 def test_conditions_are_dropped_at_their_rates_and_together(folder):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,16 @@ from random_weights import save_random
 
 from avatar_jax import command, evaluate
 from avatar_jax.data.talking_heads.motion import MOTION_NAMES
-from avatar_jax.evaluation import demo_scores, personality_scores, training_cases
+from avatar_jax.evaluation import (
+    demo_cases,
+    demo_scores,
+    personality_scores,
+    training_cases,
+)
 from avatar_jax.evaluation.metrics import identity, style
 from avatar_jax.media import decode
 from avatar_jax.models import faces, judges
-from avatar_jax.sampling import pretrained, video
+from avatar_jax.sampling import pictures, pretrained, video
 from avatar_jax.types import Reference
 
 PEOPLE = 3  # of the small gallery
@@ -177,6 +183,23 @@ def test_weights_with_a_reference_get_the_figures_of_personality(scored):
     assert all(f"<td>{name}</td>" in page for name in PERSONAL)
     columns = decode.read_video(scored / "side_by_side.mp4").frames.shape[2]
     assert columns == 4 * 192  # the reference is one of them
+
+
+def test_the_still_of_a_case_says_nothing_of_the_person(weights, tmp_path):
+    """The figures of looks and manner rest on it."""
+    loaded = pretrained.load(weights)
+    case = demo_cases.make_case(tmp_path, 9, num_frames=25, size=64)
+    before, _ = demo_scores.prepare_cases([case], loaded)
+    path = case.folder / "still.png"
+    shown = pictures.read_portrait(path, most=1, crop="face", size=64)
+    x0, y0, x1, y1 = shown.boxes[0].round().astype(int)
+    painted = case.still.copy()
+    painted[y0:y1, x0:x1] = 255 - painted[y0:y1, x0:x1]
+    cv2.imwrite(str(path), painted[..., ::-1])
+    after, _ = demo_scores.prepare_cases([case], loaded)
+    np.testing.assert_array_equal(before.still, after.still)
+    np.testing.assert_array_equal(before.still_valid, after.still_valid)
+    assert not before.still_valid.all()
 
 
 def test_the_reference_changes_what_is_generated(scored):

@@ -25,6 +25,8 @@ CONFIG = human_aware.HumanAwareConfig(
     clips=B,
     ramp_steps=100,
     largest_time=0.5,
+    view=8,
+    crop=6,
 )
 NAMES = ("identity", "motion", "sync", "perceptual")
 
@@ -50,6 +52,7 @@ def make_faces(seed=0, error=1.0, **changes):
         mouth_mask=rng.random((B, F, H, W)).astype(np.float32),
         face_mask=face,
         first=FIRST,
+        judged=np.ones(B, bool),  # `compare` of the tests chooses
     )
     return jax.tree.map(jnp.asarray, faces.replace(**changes))
 

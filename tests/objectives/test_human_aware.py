@@ -29,12 +29,13 @@ from human_cases import (
 from random_judges import random_judges
 
 from avatar_jax.models import codec, judges, sizes
-from avatar_jax.objectives import human_aware
-from avatar_jax.types import count_frames
+from avatar_jax.objectives import human_aware, portraits
+from avatar_jax.types import InputError, count_frames
 
 
 def compare(faces, config=CONFIG, at=100, params=None):
     params = make_simple_params() if params is None else params
+    faces = faces.replace(judged=human_aware.choose(faces.t, config))
     return human_aware.compare(params, faces, CODEC, config, jnp.int32(at))
 
 
@@ -183,6 +184,21 @@ def test_a_crop_that_does_not_fit_the_view_is_refused():
             human_aware.HumanAwareConfig(crop=crop, view=view)
 
 
+@pytest.mark.parametrize(
+    ("side", "crop"), [(8, 6), (12, 9), (16, 12), (24, 18), (10, 5), (7, 7)]
+)
+def test_without_sides_the_whole_portrait_is_the_view_at_any_size(side, crop):
+    sides = portraits.choose_sides(0, 0, (side, side + 2))
+    assert sides == (side, crop)
+    human_aware.HumanAwareConfig(view=side, crop=crop)  # whole pixels
+
+
+def test_a_crop_larger_than_the_picture_is_refused():
+    assert portraits.choose_sides(24, 18, (60, 112)) == (24, 18)
+    with pytest.raises(InputError, match="8 x 8 cells, came 18; use smaller"):
+        portraits.choose_sides(24, 18, (8, 8))
+
+
 def test_only_judges_for_training_are_loaded(monkeypatch):
     asked = []
 
@@ -245,6 +261,7 @@ def compile_large(height, width, simple_params):
         mouth_mask=mask,
         face_mask=mask,
         first=leaf(dtype=jnp.int32),
+        judged=leaf(dtype=bool),
     )
 
     def loss(velocity, faces):

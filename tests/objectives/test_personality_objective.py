@@ -95,8 +95,11 @@ def test_a_step_trains_the_model_and_leaves_the_judges(simple):
     assert metrics["loss"].total > metrics["loss_flow"].total  # step 1 of the ramp
 
 
-def test_micro_batches_have_the_loss_of_the_batch(simple):
+@pytest.mark.parametrize("clips", [1, B])
+def test_micro_batches_have_the_loss_of_the_batch(simple, clips):
     objective = make_run().objective
+    config = dataclasses.replace(objective.config, clips=clips)
+    objective = dataclasses.replace(objective, config=config)
     clip = jax.tree.map(jnp.asarray, make_clip())
     params, frozen = objective.init(jax.random.key(0), clip)
     prepared = objective.prepare(params, frozen, clip, rng=jax.random.key(3))

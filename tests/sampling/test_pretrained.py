@@ -20,6 +20,17 @@ def made():
     return tiny_weights.make_params()
 
 
+def test_the_shipped_weights_load_and_know_how_they_are_sampled():
+    assert pretrained.TINY_WEIGHTS.stat().st_size < 16e6
+    loaded = pretrained.load(pretrained.TINY_WEIGHTS)
+    card = loaded.card
+    assert card.size == 64 and card.blank_still and card.config.reference
+    assert card.motion == card.identity == "procedural"
+    assert card.reference_latents >= 24 and card.face_crops > 0
+    assert pretrained.choose_settings(card).scales.audio > 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.params))
+
+
 def write(path, card, params):
     checkpoint.save_weights(path, params, card.to_metadata(), dtype=np.float16)
     return path

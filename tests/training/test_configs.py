@@ -15,6 +15,7 @@ import pytest
 from flax import traverse_util
 
 from avatar_jax import checkpoint, sharding, stages
+from avatar_jax.evaluation import training_cases
 from avatar_jax.objectives import human_aware
 from avatar_jax.sampling import pretrained
 from avatar_jax.training import config as config_module
@@ -87,7 +88,7 @@ BAD = {
         "model.reference=True, but data.reference.segment_latents=0; set both"
     ),
     "--config.model.reference=true": "set both, or neither",
-    f"{PERSONALITY} --config.human.crop=9": "crop=9 and view=8",
+    f"{PERSONALITY} --config.human.crop=9": "crop=9 and view=0",
     f"{PERSONALITY} --config.data.reference.segments=(1,2,3)": (
         "reference.segments of 1 or more"
     ),
@@ -143,6 +144,8 @@ def test_a_config_of_full_size_has_the_shapes_that_it_needs(judged, stage):
     arguments = [argument for argument in SMALL if ".model." not in argument]
     personal = PERSONAL if stage == STAGES[2] else []
     run = stages.make_flow_run(make_config(stage, *arguments, *personal))
+    cases = [e for e in run.evaluators if isinstance(e, training_cases.CaseEvaluator)]
+    assert len(cases) == (stage == STAGES[2])
     batch = next(iter(run.dataset(0, 1)))
     rng, objective = jax.random.key(0), run.objective
     players, frozen = jax.eval_shape(objective.init, rng, batch)
