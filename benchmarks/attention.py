@@ -11,7 +11,7 @@ share of the device's peak, and the ratio to the best library path on the same d
 cuDNN, or splash attention on TPU, given everything in one sequence. Then the ratio to
 the ideal of skipping what is not valid (eq. 2) and the fit a + b R + c R^2. On a CPU it
 prints rooflines and what the TPU compiler says of each kernel instead. `search` times
-candidates of block sizes of the TPU kernels, or without a TPU names those that compile.
+candidates of block sizes on a device, or without one names those that compile.
 
   (1) useful operations  4 N K (own pairs seen + T valid R) forward, 3.5 times that with
       the backward pass
@@ -36,12 +36,32 @@ from benchmarks import attention_shapes, attention_timing
 SHAPES = attention_shapes.make_shapes()
 REFERENCE = 48  # latents, where one length stands for all
 MEBIBYTE = 2**20
-CANDIDATES = tuple(
-    block_sizes.BlockSizes(q, kv, compute, limit * MEBIBYTE)
-    for q in (512, 1024, 2048)
-    for kv, compute in ((512, 512), (1024, 512), (1024, 1024), (2048, 512))
-    for limit in (48,)
-)
+
+
+def _sizes(*blocks: tuple[int, int]) -> block_sizes.KernelSizes:
+    return block_sizes.KernelSizes(
+        *(block_sizes.BlockSizes(q, kv, kv) for q, kv in blocks)
+    )
+
+
+# Blocks of each kernel: forward, backward of queries, backward of keys and values.
+CANDIDATES = {
+    "mosaic_tpu": tuple(
+        block_sizes.same(q, kv, compute)
+        for q in (512, 1024, 2048)
+        for kv, compute in ((512, 512), (1024, 512), (1024, 1024), (2048, 512))
+    ),
+    "triton": tuple(
+        _sizes((q, kv), (q, narrow), (narrow, q))
+        for q in (64, 128)
+        for kv, narrow in ((32, 16), (32, 32), (64, 32), (128, 64))
+    ),
+    "mosaic_gpu": tuple(
+        _sizes((q, kv), (q, narrow), (narrow, q))
+        for q in (128, 192)
+        for kv, narrow in ((64, 64), (128, 64), (128, 128))
+    ),
+}
 
 
 class Report(NamedTuple):
@@ -62,7 +82,7 @@ def main(argv: list[str]) -> None:
             f"expected a part of {', '.join(SHAPES)}, came --shapes {args.shapes!r}"
         )
     if args.action == "search":
-        search(args.devices, shapes)
+        search(args.devices, shapes, args.implementation)
     elif args.action == "compile":
         compile_all(args.devices, shapes, args.implementation)
     elif jax.default_backend() == "cpu":
@@ -70,7 +90,7 @@ def main(argv: list[str]) -> None:
         attention_timing.print_rooflines(shapes)
         compile_all(args.devices, {name: shapes[name] for name in list(shapes)[:1]})
     else:
-        attention_timing.measure(shapes, args.repeats)
+        attention_timing.measure(shapes, args.repeats, args.implementation)
 
 
 def compile_all(
@@ -124,12 +144,11 @@ def compile_for(
     implementation: str | None = None,
 ) -> Report:
     """Compile one pass for one chip: a TPU generation, or a GPU of `cuda_targets`."""
-    name = "mosaic_tpu"
+    name = _choose(device, implementation)
     if device in topologies.SMALLEST:
         devices = topologies.describe(topologies.SMALLEST[device])
     else:
         devices = cuda_targets.devices(device)
-        name = implementation or "triton"
     mesh = jax.make_mesh((1,), ("chip",), devices=devices[:1])
     sharding = NamedSharding(mesh, PartitionSpec())
     operator = attention_shapes.make_operator(
@@ -149,25 +168,60 @@ def compile_for(
     )
 
 
-def search(devices: list[str], shapes: dict[str, attention_shapes.Shape]) -> None:
+def search(
+    devices: list[str],
+    shapes: dict[str, attention_shapes.Shape],
+    implementation: str | None = None,
+) -> None:
     """Time each candidate where there is a device, or say which of them compile."""
     name, shape = next(iter(shapes.items()))
-    print(f"{name}, R = {REFERENCE}, q x kv / kv_compute")
-    for blocks in CANDIDATES:
-        sizes = block_sizes.KernelSizes(blocks, blocks, blocks)
-        label = f"{blocks.q:>5} x {blocks.kv} / {blocks.kv_compute}"
-        if jax.default_backend() != "cpu":
-            print(f"{label}  {attention_timing.time_sizes(shape, REFERENCE, sizes)}")
-            continue
-        for device in devices:
-            verdicts = []
-            for backward in (False, True):
-                try:
-                    report = compile_for(device, shape, backward=backward, sizes=sizes)
-                    verdicts.append(f"compiles ({report.seconds:.0f} s)")
-                except jax.errors.JaxRuntimeError as error:
-                    verdicts.append(str(error).split("\n")[0][:60])
-            print(f"{label}  {device:<6} {verdicts[0]:<30}{verdicts[1]}", flush=True)
+    print(f"{name}, R = {REFERENCE}; q x kv / kv_compute, forward and backward")
+    if jax.default_backend() != "cpu":
+        on = "mosaic_tpu" if jax.default_backend() == "tpu" else "triton"
+        for sizes in CANDIDATES[implementation or on]:
+            cells = attention_timing.time_sizes(
+                shape, REFERENCE, sizes, implementation or on
+            )
+            print(f"{_describe(sizes)}  {cells}", flush=True)
+        return
+    for device in devices:
+        for sizes in CANDIDATES[_choose(device, implementation)]:
+            verdicts = [
+                _try(device, shape, backward, sizes, implementation)
+                for backward in (False, True)
+            ]
+            label = f"{_describe(sizes)}  {device:<6}"
+            print(f"{label} {verdicts[0]:<30}{verdicts[1]}", flush=True)
+
+
+def _choose(device: str, implementation: str | None) -> str:
+    """Return the kernels for a device: a TPU generation, or a GPU."""
+    return "mosaic_tpu" if device in topologies.SMALLEST else implementation or "triton"
+
+
+def _describe(sizes: block_sizes.KernelSizes) -> str:
+    parts = (sizes.forward, sizes.backward_q, sizes.backward_kv)
+    return ", ".join(f"{b.q:>4} x {b.kv} / {b.kv_compute}" for b in parts)
+
+
+def _try(
+    device: str,
+    shape: attention_shapes.Shape,
+    backward: bool,
+    sizes: block_sizes.KernelSizes,
+    implementation: str | None,
+) -> str:
+    try:
+        report = compile_for(
+            device,
+            shape,
+            backward=backward,
+            sizes=sizes,
+            implementation=implementation,
+        )
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        return str(error).split("\n")[0][:60]
+    return f"compiles ({report.seconds:.0f} s)"
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

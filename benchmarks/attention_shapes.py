@@ -74,6 +74,9 @@ def make_shapes() -> dict[str, Shape]:
         shapes[f"1088x1920 windowed, {latents} latents"] = Shape(
             latents, grid, LocalWindow(latents=2, rows=12, grid=grid)
         )
+    shapes["480x896, 21 latents, 64 wide"] = Shape(
+        21, REFERENCE_GRID, heads=12, width=64
+    )
     shapes["reference, 48 latents"] = Shape(47, REFERENCE_GRID, segment=12)
     return shapes
 

@@ -60,18 +60,28 @@ def _count_bytes(shape: Shape, reference: int, block: int = 1024) -> float:
     return row * (2 * shape.rows + 2 * pairs / block)
 
 
-def measure(shapes: dict[str, Shape], repeats: int) -> None:
-    """Print the table of each shape."""
+def measure(
+    shapes: dict[str, Shape], repeats: int, implementation: str | None = None
+) -> None:
+    """Print the table of each shape; None: the implementation that the device gets."""
     device = jax.devices()[0]
     peak, _ = find_peak(device.device_kind)
     print(f"{device.device_kind}, jax {jax.__version__}, bfloat16, median of {repeats}")
+    width = next(iter(shapes.values())).width
+    rows = jax.ShapeDtypeStruct((1, 1, 1, width), jnp.bfloat16)
+    print(f"ours: {resolve(implementation, rows)}")
     for name, shape in shapes.items():
         print(f"\n{name}: {shape.rows} rows, {shape.heads} heads of {shape.width}")
         for backward in (False, True):
-            _measure_shape(shape, backward=backward, repeats=repeats, peak=peak)
+            ours = attention_shapes.make_operator(
+                shape, backward=backward, implementation=implementation
+            )
+            _measure_shape(shape, jax.jit(ours), backward, repeats, peak)
 
 
-def _measure_shape(shape: Shape, *, backward: bool, repeats: int, peak: float) -> None:
+def _measure_shape(
+    shape: Shape, ours: Callable, backward: bool, repeats: int, peak: float
+) -> None:
     print("forward and backward" if backward else "forward")
     print(
         f"{'R':>4}{'valid':>7}{'compile s':>11}{'ms':>10}{'TFLOP/s':>9}{'of peak':>9}"
@@ -81,7 +91,7 @@ def _measure_shape(shape: Shape, *, backward: bool, repeats: int, peak: float) -
     for reference in REFERENCES if shape.segment is None else (0,):
         for validity in VALIDITIES if reference else (1.0,):
             arrays = _make_arrays(shape, reference, validity, backward=backward)
-            first, seconds = _time_ours(shape, arrays, backward, repeats)
+            first, seconds = _time_ours(ours, arrays, repeats)
             ideal = library = np.nan
             if validity < 1.0:
                 least = full[reference] * shape.pairs(reference, validity)
@@ -103,10 +113,9 @@ def _measure_shape(shape: Shape, *, backward: bool, repeats: int, peak: float) -
 
 
 def _time_ours(
-    shape: Shape, arrays: list[jax.Array], backward: bool, repeats: int
+    ours: Callable, arrays: list[jax.Array], repeats: int
 ) -> tuple[float, float]:
     """Return the seconds of the first call, compilation included, and of later ones."""
-    ours = jax.jit(attention_shapes.make_operator(shape, backward=backward))
     start = time.perf_counter()
     jax.block_until_ready(ours(*arrays))
     return time.perf_counter() - start, _time(ours, arrays, repeats)
@@ -122,11 +131,18 @@ def _print_fit(seconds: dict[int, float]) -> None:
     )
 
 
-def time_sizes(shape: Shape, reference: int, sizes: block_sizes.KernelSizes) -> str:
+def time_sizes(
+    shape: Shape,
+    reference: int,
+    sizes: block_sizes.KernelSizes,
+    implementation: str,
+) -> str:
     """Return the times of both passes with these blocks, or why there is none."""
     cells = []
     for backward in (False, True):
-        operator = attention_shapes.make_operator(shape, backward=backward, sizes=sizes)
+        operator = attention_shapes.make_operator(
+            shape, backward=backward, sizes=sizes, implementation=implementation
+        )
         arrays = _make_arrays(shape, reference, 1.0, backward=backward)
         try:
             seconds = _time(jax.jit(operator), arrays, 5)

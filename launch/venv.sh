@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh, from the root of the clone.
+# Sourced by the scripts beside it, from the root of the clone.
 #
 # make_venv WHAT...: make or reuse .venv, install WHAT with pip, activate it and set
 # VENV_SECONDS to how long that took. Installs again only after the files that name the

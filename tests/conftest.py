@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
+# On a device: AVATAR_JAX_TEST_PLATFORM=cuda (or tpu) python -m pytest tests/kernels
+jax.config.update("jax_platforms", os.environ.get("AVATAR_JAX_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -34,7 +34,7 @@ class Embed(nn.Module):
         unit = nn.initializers.normal(1.0)
         self.patch = nn.Dense(cfg.width, dtype=dtype)
         self.text = embeddings.Mlp(cfg.width, dtype=dtype)
-        self.time = embeddings.Mlp(cfg.width, activation="silu")
+        self.time = embeddings.Mlp(cfg.width, activation=nn.silu)
         self.modulation = nn.Dense(6 * cfg.width, kernel_init=zeros)
         self.still_role = self.param("still_role", normal, (cfg.width,))
         if cfg.audio_width:

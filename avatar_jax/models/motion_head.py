@@ -79,7 +79,7 @@ class MotionHead(nn.Module):
         y = y + _per_frame(
             rearrange(pooled_rows, "B F (a D) -> B F a D", a=FRAMES_PER_LATENT), frames
         )
-        time = embeddings.Mlp(self.width, activation="silu", name="time")(
+        time = embeddings.Mlp(self.width, activation=nn.silu, name="time")(
             embeddings.time_features(t, TIME_FEATURES)
         )
         conditioning = jax.nn.silu(time + manner.astype(time.dtype))

@@ -143,7 +143,11 @@ def pack(rows: ReferenceRows, capacity: int) -> ReferenceRows:
         index = order.reshape(order.shape + (1,) * (leaf.ndim - 2))
         return jnp.take_along_axis(leaf, index, axis=1)
 
-    return jax.tree.map(gather, rows)
+    packed = jax.tree.map(gather, rows)
+    # What is not valid counts as the last valid row's segment: kernels skip by segment.
+    last = jnp.max(jnp.where(packed.valid, packed.segment_ids, 0), 1, keepdims=True)
+    ids = jnp.where(packed.valid, packed.segment_ids, last)
+    return packed.replace(segment_ids=ids)
 
 
 def _video_rows(

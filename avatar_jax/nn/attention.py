@@ -26,8 +26,8 @@ def split_heads(x: Float[Array, "... D"], heads: int) -> Float[Array, "... N K"]
 class Attention(nn.Module):
     """Query, key, value and output projections; RMS norm on q and k over full width.
 
-    `attend` takes keys and values of any leading shape, so that text (all tokens),
-    audio (a window per latent) and motion (4 tokens per latent) share it.
+    `attend` takes keys and values of any leading shape, so that audio (a window per
+    latent), motion (4 tokens per latent) and the motion head share it.
     """
 
     width: int

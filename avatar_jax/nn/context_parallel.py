@@ -127,9 +127,8 @@ def segment_attention(
     q, k, v = (
         layouts.pad(layouts.pad(a, 1, layout.context), 2, filled) for a in (q, k, v)
     )
-    valid, segment_ids = (
-        layouts.pad(a, 1, layout.context) for a in (valid, segment_ids)
-    )
+    valid = layouts.pad(valid, 1, layout.context)
+    segment_ids = layouts.pad(segment_ids, 1, layout.context, mode="edge")
 
     def attend(q, k, v, valid, segment_ids):
         out = reference_attention.segment_attention(

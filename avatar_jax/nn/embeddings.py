@@ -1,5 +1,7 @@
 """Embeddings of times and of features."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,11 +23,10 @@ class Mlp(nn.Module):
     """Two linear layers with a smooth gate between: features to model width."""
 
     width: int
-    activation: str = "gelu"  # tanh form, as Wan's text embedder; "silu" for times
+    activation: Callable[[Array], Array] = jax.nn.gelu  # tanh form, as Wan's of text
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... M"]) -> Float[Array, "... D"]:
         y = nn.Dense(self.width, dtype=self.dtype, name="inner")(x)
-        y = jax.nn.silu(y) if self.activation == "silu" else jax.nn.gelu(y)
-        return nn.Dense(self.width, dtype=self.dtype, name="outer")(y)
+        return nn.Dense(self.width, dtype=self.dtype, name="outer")(self.activation(y))

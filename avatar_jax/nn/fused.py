@@ -9,7 +9,7 @@ import functools
 import jax
 from avatar_kernels import modulated_norm as modulated
 from avatar_kernels import norm_rotary as rotary
-from avatar_kernels import reference_attention
+from avatar_kernels import reference_attention, tpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -17,7 +17,6 @@ from avatar_jax.nn import layouts
 from avatar_jax.nn.layouts import CONTEXT, Layout
 
 Implementation = reference_attention.Implementation
-LANES = 128  # rows of whole lanes have kernels, on TPU
 
 
 def norm_rotary(
@@ -90,7 +89,7 @@ def _find(
     q = jax.ShapeDtypeStruct(shape, x.dtype)
     name = reference_attention.resolve(implementation, q)
     layout = layouts.find_layout(q, name)
-    has_kernel = name.startswith("mosaic_tpu") and x.shape[2] % LANES == 0
+    has_kernel = name.startswith("mosaic_tpu") and x.shape[2] % tpu.LANES == 0
     if not has_kernel or (layout is not None and layout.tensor > 1):
         return "xla", None
     return name, layout

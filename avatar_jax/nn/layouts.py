@@ -65,12 +65,23 @@ def find_layout(
 
     Kernels are opaque to the partitioner, so that any mesh of several devices needs a
     layout; plain XLA is left to it unless rows are divided.
+
+    Raises:
+      ValueError: a kernel, and several devices without the axes of `sharding.AXES`.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    if math.prod(sizes.values()) == 1 or CONTEXT not in sizes:
+    if math.prod(sizes.values()) == 1:
         return None
-    if sizes[CONTEXT] == 1 and reference_attention.resolve(implementation, q) == "xla":
+    name = reference_attention.resolve(implementation, q)
+    if sizes.get(CONTEXT, 1) == 1 and name == "xla":
         return None
+    missing = {*BATCH, CONTEXT, TENSOR} - set(sizes)
+    if missing:
+        raise ValueError(
+            f"attention by {name!r} on several devices needs mesh axes data, fsdp, "
+            f"context and tensor; missing: {', '.join(sorted(missing))}. Make the mesh "
+            "with `sharding.make_mesh`."
+        )
     batch, _, heads, _ = q.shape
     divided = batch % math.prod(sizes[axis] for axis in BATCH) == 0
     tensor = sizes[TENSOR] if heads % sizes[TENSOR] == 0 else 1
@@ -83,7 +94,12 @@ def find_layout(
     )
 
 
-def pad(a: Array, axis: int, multiple: int) -> Array:
-    """Fill up with zeros: rows that are not valid, heads that nobody reads."""
+def pad(a: Array, axis: int, multiple: int, *, mode: str = "constant") -> Array:
+    """Fill up with zeros: rows that are not valid, heads that nobody reads.
+
+    Args:
+      mode: of `jnp.pad`; "edge" for segments, so that the last does not end.
+    """
     extra = -a.shape[axis] % multiple
-    return jnp.pad(a, [(0, extra if i == axis else 0) for i in range(a.ndim)])
+    widths = [(0, extra if i == axis else 0) for i in range(a.ndim)]
+    return jnp.pad(a, widths, mode=mode)

@@ -1,17 +1,16 @@
 """The public function of the modulated norm: pick the code, keep its gradient."""
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from avatar_kernels import interpreter
+from avatar_kernels import tpu
 from avatar_kernels.modulated_norm import pallas_tpu, reference
 
 Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
-LANES = 128
 
 
 def modulated_norm(
@@ -37,14 +36,17 @@ def modulated_norm(
       the sum, and its normed rows.
 
     Raises:
-      NotImplementedError: a width that the kernel is not made for.
+      NotImplementedError: a width that the kernel is not made for, or another name.
     """
+    tpu.check_name(implementation, get_args(Implementation))
     if implementation == "xla":
         if added is not None:
             x = reference.add_gated(x, added, gate)
         return x, reference.modulate(x, shift, scale)
-    if x.shape[-1] % LANES:
-        raise NotImplementedError(f"width {x.shape[-1]} is not a multiple of {LANES}.")
+    if x.shape[-1] % tpu.LANES:
+        raise NotImplementedError(
+            f"width {x.shape[-1]} is not a multiple of {tpu.LANES}."
+        )
     parts = [shift, scale] + ([] if gate is None else [gate])
     shape = (max(map(len, parts)), 1, x.shape[-1])
     vectors = jnp.concatenate([jnp.broadcast_to(part, shape) for part in parts], 1)
@@ -59,14 +61,14 @@ def _kernel(interpret: bool, x, vectors, added):
 
 
 def _forward(interpret: bool, x, vectors, added):
-    with interpreter.interpret_tpu(interpret):
+    with tpu.interpret_tpu(interpret):
         out, summed = pallas_tpu.forward(x, vectors, added)
     kept = (x if summed is None else summed), vectors, added
     return (out, summed), kept
 
 
 def _backward(interpret: bool, kept, grads):
-    with interpreter.interpret_tpu(interpret):
+    with tpu.interpret_tpu(interpret):
         return pallas_tpu.backward(*kept, *grads)
 
 

@@ -1,17 +1,16 @@
 """The public function of norm and rotary: pick the code, keep its gradient."""
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from avatar_kernels import interpreter
+from avatar_kernels import tpu
 from avatar_kernels.norm_rotary import pallas_tpu, reference
 
 Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
-LANES = pallas_tpu.LANES
 
 
 def norm_rotary(
@@ -31,14 +30,15 @@ def norm_rotary(
       implementation: "xla" takes any width, the TPU kernel whole lanes of 128.
 
     Raises:
-      NotImplementedError: a width that the kernel is not made for.
+      NotImplementedError: a width that the kernel is not made for, or another name.
     """
+    tpu.check_name(implementation, get_args(Implementation))
     if implementation == "xla":
-        return reference.norm_rotary(x, gain, turn)
+        return reference.norm_rotary(x, gain, jax.lax.stop_gradient(turn))
     width, head_dim = x.shape[-1], 2 * turn.shape[-1]
-    if width % LANES or LANES % head_dim:
+    if width % tpu.LANES or tpu.LANES % head_dim:
         raise NotImplementedError(
-            f"width {width} of heads of {head_dim} is not whole lanes of {LANES}."
+            f"width {width} of heads of {head_dim} is not whole lanes of {tpu.LANES}."
         )
     return _kernel(implementation.endswith("interpreted"), x, gain, turn)
 
@@ -49,13 +49,13 @@ def _kernel(interpret: bool, x, gain, turn):
 
 
 def _forward(interpret: bool, x, gain, turn):
-    with interpreter.interpret_tpu(interpret):
+    with tpu.interpret_tpu(interpret):
         return pallas_tpu.forward(x, gain, turn), (x, gain, turn)
 
 
 def _backward(interpret: bool, kept, d_out):
     x, gain, turn = kept
-    with interpreter.interpret_tpu(interpret):
+    with tpu.interpret_tpu(interpret):
         dx, d_gain = pallas_tpu.backward(x, gain, turn, d_out)
     return dx, d_gain, jnp.zeros_like(turn)
 

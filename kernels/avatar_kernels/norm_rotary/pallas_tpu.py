@@ -26,9 +26,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from avatar_kernels.norm_rotary.reference import EPS
+from avatar_kernels.tpu import LANES
 
 Ref = Any  # a block in VMEM: tracers of no public type
-LANES = 128
 ROWS = 64
 VMEM_LIMIT = 32 * 2**20  # bytes
 

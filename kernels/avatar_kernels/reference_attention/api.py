@@ -22,7 +22,6 @@ Implementation = Literal[
     "triton_interpreted",
 ]
 HEAD_DIMS = (64, 128)
-BEFORE_SM_80 = ("P100", "V100", "T4", "RTX 20", "RTX 8000", "RTX 6000")
 
 
 def target_attention(
@@ -151,7 +150,7 @@ def resolve(
     width = q.shape[-1]
     if implementation is None:
         platform, kind = block_sizes.find_device()
-        if width not in HEAD_DIMS or any(name in kind for name in BEFORE_SM_80):
+        if width not in HEAD_DIMS or not block_sizes.has_kernels(platform, kind):
             return "xla"
         # Choice: Triton on Hopper too, until "mosaic_gpu" has been timed on a device.
         return {"tpu": "mosaic_tpu", "gpu": "triton", "cuda": "triton"}.get(

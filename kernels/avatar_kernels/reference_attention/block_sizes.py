@@ -26,8 +26,8 @@ class BlockSizes:
     def __post_init__(self) -> None:
         if min(self.q, self.kv, self.kv_compute) < 1 or self.kv % self.kv_compute:
             raise ValueError(
-                f"kv={self.kv} is no multiple of kv_compute={self.kv_compute}; choose "
-                "blocks of 1 or more rows that divide."
+                f"expected blocks of 1 row or more and kv a multiple of kv_compute, "
+                f"came q={self.q}, kv={self.kv} and kv_compute={self.kv_compute}."
             )
 
 
@@ -65,6 +65,23 @@ def find_sizes(implementation: str, device_kind: str, head_dim: int) -> KernelSi
     """Return the blocks of a kernel: those of the table, or the safe default."""
     table = TABLE.get(implementation, {})
     return table.get((device_kind, head_dim), DEFAULTS[implementation])
+
+
+# Compute capability of GPUs for which kernels are made: bfloat16 on tensor cores.
+LEAST_CAPABILITY = 8.0
+# By the start of their names, "NVIDIA" aside, for GPUs that are only described.
+TOO_OLD = ("TITAN", "Tesla", "Quadro", "GeForce GTX", "GeForce RTX 20", "T4", "V100")
+
+
+def has_kernels(platform: str, kind: str) -> bool:
+    """Say whether kernels are made for a device; GPUs before sm_80 have none."""
+    if platform not in ("gpu", "cuda"):
+        return True
+    present = jax.devices()[0]
+    capability = getattr(present, "compute_capability", None)
+    if present.device_kind == kind and capability is not None:
+        return float(capability) >= LEAST_CAPABILITY
+    return not kind.removeprefix("NVIDIA ").startswith(TOO_OLD)
 
 
 # (device kind, head_dim), made by `python -m benchmarks.attention search`.

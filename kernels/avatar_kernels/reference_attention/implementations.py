@@ -57,8 +57,12 @@ def in_eights(kernels: Kernels) -> Kernels:
         return jnp.pad(a, [(0, extra if i == axis else 0) for i in range(a.ndim)])
 
     def fill_source(source: Source) -> Source:
-        meta = fill(source.key_meta, 2), fill(source.query_meta, 2)
-        return Source(fill(source.k), fill(source.v), *meta, source.reach, source.see)
+        return source._replace(
+            k=fill(source.k),
+            v=fill(source.v),
+            key_meta=fill(source.key_meta, 2),
+            query_meta=fill(source.query_meta, 2),
+        )
 
     def forward(q, sources, sizes):
         out, lse = kernels.forward(fill(q), list(map(fill_source, sources)), sizes)
@@ -80,11 +84,11 @@ def in_eights(kernels: Kernels) -> Kernels:
 
 
 def _interpret_tpu(kernel: Callable) -> Callable:
-    from avatar_kernels import interpreter
+    from avatar_kernels import tpu
 
     @functools.wraps(kernel)
     def run(*args):
-        with interpreter.interpret_tpu():
+        with tpu.interpret_tpu():
             return kernel(*args)
 
     return run

@@ -154,7 +154,7 @@ class _Softmax(NamedTuple):
         plgpu.barrier_wait(self.filled[0].at[slot])
 
         def multiply(acc):
-            plgpu.wgmma(acc, self.queries, plgpu.transpose_ref(keys, (1, 0)))
+            plgpu.wgmma(acc, self.queries, keys.transpose((1, 0)))
             self.change()
             return acc[...]
 

@@ -140,7 +140,7 @@ def backward_kv(
     blocks = visits.divide(shape[1], sizes.kv)
     groups = warpgroups.share(sizes.kv)
     walk = visits.order_visits(
-        *visits.turn_round(source.see, sizes.q, sizes.kv, batch=batch, rows=rows)
+        *visits.turn_round(source.see, sizes.q, sizes.kv, rows=rows)
     )
     operands = [*walk, q, d_out, *lay_stats(lse, delta, sizes.q), source.k, source.v]
     operands.append(visits.pad_rows(source.key_meta, sizes.kv))
@@ -279,7 +279,7 @@ def make_delta(
 def lay_stats(
     lse: Float[Array, "B T N"], delta: Float[Array, "B T N"], block: int
 ) -> list[Float[Array, "B N T2"]]:
-    """Lay L and D as the kernels warpgroups.read them, in whole blocks."""
+    """Lay L and D as the kernels read them, in whole blocks."""
     extra = -lse.shape[1] % block
     return [
         jnp.pad(

@@ -39,9 +39,11 @@ from avatar_kernels.reference_attention.products import (
 )
 from avatar_kernels.reference_attention.reference import MASKED
 from avatar_kernels.reference_attention.sources import Source
+from avatar_kernels.tpu import LANES
 
 Ref = Any  # a block in VMEM or SMEM: tracers of no public type
-LANES = 128
+SMEM = 2**20  # bytes of scalar memory; lists are kept there
+_SPARE = 2**15  # bytes of it that the compiler may need
 
 
 class Walk(NamedTuple):
@@ -61,11 +63,21 @@ class Walk(NamedTuple):
         return batch * self.rows + (row if self.rows > 1 else 0)
 
 
-def make_walk(some: Array, full: Array) -> Walk:
-    """Lay the lists of visited blocks out for scalar memory."""
-    lists = visits.list_visits(some, full, longest=some.shape[-1])
+def make_walk(some: Array, full: Array, longest: int) -> Walk:
+    """Lay the lists of visited blocks, at most so many each, out for scalar memory."""
+    lists = visits.list_visits(some, full, longest=longest)
     flat = tuple(leaf.reshape(-1) for leaf in lists)
-    return Walk(flat, some.shape[1], some.shape[2])
+    return Walk(flat, some.shape[1], longest)
+
+
+def check_scalars(scalars: Sequence[Array]) -> None:
+    """Raise NotImplementedError where the lists are more than scalar memory holds."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in scalars)
+    if size > SMEM - _SPARE:
+        raise NotImplementedError(
+            f"lists of visited blocks take {size} bytes of {SMEM} of scalar memory; "
+            "use larger blocks, or fewer samples per device."
+        )
 
 
 def place_walks(walks: list[Walk]) -> Array:
@@ -82,7 +94,10 @@ def forward(
     batch, rows, heads, width = q.shape
     block_q, block_kv = sizes.q, sizes.kv
     groups, per_group = group_heads(heads, width)
-    walks = [make_walk(*source.see(block_q, block_kv)) for source in sources]
+    walks = [
+        make_walk(*source.see(block_q, block_kv), source.longest(block_q, block_kv)[0])
+        for source in sources
+    ]
     starts = place_walks(walks)
     grid = (batch, groups, visits.divide(rows, block_q), starts[-1])
     in_specs = [row_spec(block_q, lambda b, g, i, j, *_: (b, i, g))]
@@ -91,6 +106,7 @@ def forward(
         specs, arrays = key_specs(index, walk, source, sizes)
         in_specs, operands = in_specs + specs, operands + arrays
     scalars = [starts, *(leaf for walk in walks for leaf in walk.arrays)]
+    check_scalars(scalars)
     kernel = functools.partial(
         _kernel, walks=walks, sources=sources, sizes=sizes, width=width
     )

@@ -49,7 +49,10 @@ def backward_q(
     """Return the gradient of the queries, and D; arguments: `vjp.Kernels`."""
     batch, rows, heads, width = q.shape
     groups, per_group = pallas_tpu.group_heads(heads, width)
-    walks = [pallas_tpu.make_walk(*s.see(sizes.q, sizes.kv)) for s in sources]
+    walks = [
+        pallas_tpu.make_walk(*s.see(sizes.q, sizes.kv), s.longest(sizes.q, sizes.kv)[0])
+        for s in sources
+    ]
     starts = pallas_tpu.place_walks(walks)
     by_query = pallas_tpu.row_spec(sizes.q, lambda b, g, i, j, *_: (b, i, g))
     stats = pl.BlockSpec(
@@ -62,6 +65,7 @@ def backward_q(
         specs, arrays = pallas_tpu.key_specs(index, walk, source, sizes)
         in_specs, operands = in_specs + specs, operands + arrays
     scalars = [starts, *(leaf for walk in walks for leaf in walk.arrays)]
+    pallas_tpu.check_scalars(scalars)
     kernel = functools.partial(
         _kernel_q, walks=walks, sources=sources, sizes=sizes, width=width
     )
@@ -158,8 +162,10 @@ def backward_kv(
     batch, rows, heads, width = q.shape
     groups, _ = pallas_tpu.group_heads(heads, width)
     walk = pallas_tpu.make_walk(
-        *visits.turn_round(source.see, sizes.q, sizes.kv, batch=batch, rows=rows)
+        *visits.turn_round(source.see, sizes.q, sizes.kv, rows=rows),
+        source.longest(sizes.q, sizes.kv)[1],
     )
+    pallas_tpu.check_scalars(walk.arrays)
     in_specs, operands = _query_specs(walk, source, (q, d_out), (lse, delta), sizes)
     by_key = pallas_tpu.row_spec(sizes.kv, lambda b, g, i, j, *_: (b, i, g))
     kernel = functools.partial(

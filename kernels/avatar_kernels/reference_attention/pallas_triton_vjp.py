@@ -135,7 +135,7 @@ def backward_kv(
     batch, rows, heads, width = q.shape
     shape = source.k.shape
     walk = visits.order_visits(
-        *visits.turn_round(source.see, sizes.q, sizes.kv, batch=batch, rows=rows)
+        *visits.turn_round(source.see, sizes.q, sizes.kv, rows=rows)
     )
     by_key = pallas_triton.row_spec(sizes.kv, width)
     all_rows = pallas_triton.row_spec(None, width, rows)

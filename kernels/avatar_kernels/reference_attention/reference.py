@@ -59,7 +59,8 @@ class LocalWindow:
         if rows % cells or rows < cells * (self.stills + 1):
             raise ValueError(
                 f"{rows} rows are not latents of a {self.grid} grid and "
-                f"{self.stills} still; expected a multiple of {cells}."
+                f"{self.stills} still; expected a multiple of {cells}, at least "
+                f"{cells * (self.stills + 1)}."
             )
         index = np.arange(rows, dtype=np.int32)
         latent, row = index // cells, index // self.grid[1] % self.grid[0]

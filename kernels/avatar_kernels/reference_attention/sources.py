@@ -23,6 +23,15 @@ class Source(NamedTuple):
     query_meta: Int[Array, "B n T"]
     reach: tuple[int, ...]  # n
     see: See
+    window: LocalWindow | None = None
+
+    def longest(self, q: int, kv: int) -> tuple[int, int]:
+        """Return how many blocks one of queries visits at most, and one of keys."""
+        rows, keys = self.query_meta.shape[-1], self.k.shape[1]
+        if self.window is None:
+            return visits.divide(keys, kv), visits.divide(rows, q)
+        near, _ = visits.by_window(self.window, rows, q=q, kv=kv)
+        return int(near.sum(1).max()), int(near.sum(0).max())
 
 
 def plain(
@@ -60,7 +69,7 @@ def windowed(
     query_meta = jnp.broadcast_to(query, (batch, *query.shape))
     key = jnp.broadcast_to(key, (batch, *key.shape))
     key_meta = jnp.concatenate([valid[:, None].astype(jnp.int32), key], 1)
-    return Source(k, v, key_meta, query_meta, window.reach, see)
+    return Source(k, v, key_meta, query_meta, window.reach, see, window)
 
 
 def segments(

@@ -90,7 +90,7 @@ def order_visits(some: Bool[Array, "b i j"], full: Bool[Array, "b i j"]) -> Orde
 
 
 def turn_round(
-    see: Callable, q: int, kv: int, *, batch: int, rows: int
+    see: Callable, q: int, kv: int, *, rows: int
 ) -> tuple[Bool[Array, "B j i"], Bool[Array, "B j i"]]:
     """Say for each block of keys which blocks of queries see it: some, full.
 
@@ -98,14 +98,13 @@ def turn_round(
       see: of a `sources.Source`.
       q: queries per block; a last block that is not filled is never whole.
       kv: keys per block.
-      batch: number of samples.
       rows: number of queries.
     """
     some, full = see(q, kv)
     count = divide(rows, q)
     if rows % q:
         full = full & (jnp.arange(count) < count - 1)[None, :, None]
-    shape = batch, count, some.shape[-1]
+    shape = some.shape[0], count, some.shape[-1]
     some, full = (jnp.swapaxes(jnp.broadcast_to(m, shape), 1, 2) for m in (some, full))
     return some, full
 

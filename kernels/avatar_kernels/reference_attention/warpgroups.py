@@ -5,6 +5,7 @@ rows each, wait for a block, use it and set it free. Both walk the same lists.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ GROUP_ROWS = 64  # rows of one wgmma, the share of a warpgroup
 STAGES = 2  # blocks of keys in shared memory
 FETCH_REGISTERS = 40  # of the warpgroup that fetches; the others share the rest
 TILE = plgpu.Layout.WGMMA
+# jax before 0.12 loads with an index; 0.11 warns of one.
+_NO_INDEX = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
 PER_ROW, PER_COLUMN = TILE.reduce(1), TILE.reduce(0)
 
 
@@ -138,7 +141,7 @@ def multiply_transposed(a: tuple, b: tuple, size: int) -> tuple[Array, ...]:
 
     def run(*totals):
         for total, left, right in zip(totals, a, b, strict=True):
-            plgpu.wgmma(total, left, plgpu.transpose_ref(right, (1, 0)))
+            plgpu.wgmma(total, left, right.transpose((1, 0)))
         return tuple(total[...] for total in totals)
 
     shapes = [plgpu.ACC((left.shape[0], size), jnp.float32) for left in a]
@@ -167,7 +170,7 @@ def full(shape: tuple[int, ...], value: float, layout: Any) -> Array:
 
 def read(line, layout: Any) -> Array:
     """Load one number per row or column."""
-    return plgpu.load(line, (), layout=layout, optimized=False)
+    return plgpu.load(line, *_NO_INDEX, layout=layout, optimized=False)
 
 
 def share(rows: int) -> int:
