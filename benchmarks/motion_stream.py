@@ -83,6 +83,7 @@ def train_arm(args: argparse.Namespace, arm: str, seed: int) -> Path:
             # The curriculum of 4,000 steps, in as many parts of fewer.
             f"--config.data.reference.cross_scene_from={args.steps // 4}",
             f"--config.human.ramp_steps={max(1, args.steps // 3)}",
+            f"--config.optimizer.warmup_steps={max(1, args.steps // 10)}",
             *ARMS[arm],
         ]
     )
