@@ -2,7 +2,9 @@
 
 Order (Avatar V, figure 1): self-attention (AdaLN), text, audio, motion, feed-forward
 (AdaLN). Reference rows never look at target rows, so the reference pass runs first,
-alone and once; the target pass reads its keys and values.
+alone and once; the target pass reads its keys and values. Choice: motion enters every
+block, not every k-th: blocks are one scan over stacked parameters, and four tokens per
+latent frame cost little.
 """
 
 import functools
