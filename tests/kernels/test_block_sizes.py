@@ -5,7 +5,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from avatar_kernels.reference_attention import block_sizes, visits
+from avatar_kernels.reference_attention import block_sizes, tpu_walks, visits
 from avatar_kernels.reference_attention.reference import LocalWindow
 from avatar_kernels.reference_attention.sources import Source, windowed
 
@@ -57,3 +57,9 @@ def test_lists_of_a_window_are_as_long_as_its_longest():
 def test_blocks_that_do_not_divide_are_named():
     with pytest.raises(ValueError, match="came q=0, kv=64 and kv_compute=64"):
         block_sizes.BlockSizes(0, 64, 64)
+
+
+def test_lists_that_overfill_scalar_memory_are_named():
+    tpu_walks.check_scalars([jnp.zeros(tpu_walks.SMEM // 8, jnp.int32)])
+    with pytest.raises(NotImplementedError, match="take 1048576 bytes of 1048576"):
+        tpu_walks.check_scalars([jnp.zeros(tpu_walks.SMEM // 8, jnp.int32)] * 2)

@@ -21,7 +21,6 @@ head of 128 or two of 64. VMEM (bytes, bf16 rows, q and kv per block): 2 x 2 x 1
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from avatar_kernels.reference_attention import visits
+from avatar_kernels.reference_attention import tpu_walks, visits
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
 from avatar_kernels.reference_attention.products import (
     KEYS_LAST,
@@ -39,52 +38,8 @@ from avatar_kernels.reference_attention.products import (
 )
 from avatar_kernels.reference_attention.reference import MASKED
 from avatar_kernels.reference_attention.sources import Source
+from avatar_kernels.reference_attention.tpu_walks import Ref, Walk
 from avatar_kernels.tpu import LANES
-
-Ref = Any  # a block in VMEM or SMEM: tracers of no public type
-SMEM = 2**20  # bytes of scalar memory; lists are kept there
-_SPARE = 2**15  # bytes of it that the compiler may need
-
-
-class Walk(NamedTuple):
-    """The lists of one source, flat in scalar memory, and their static shape."""
-
-    arrays: tuple[Array, Array, Array]  # count, block, full
-    rows: int  # lists per batch entry; 1: shared by all blocks
-    longest: int
-
-    def place(self, batch: Array, row: Array, step: Array) -> Array:
-        """Return where in `block` and `full` a step of a list lies."""
-        step = jnp.clip(step, 0, self.longest - 1)
-        return self.list(batch, row) * self.longest + step
-
-    def list(self, batch: Array, row: Array) -> Array:
-        """Return where in `count` a list lies."""
-        return batch * self.rows + (row if self.rows > 1 else 0)
-
-
-def make_walk(some: Array, full: Array, longest: int) -> Walk:
-    """Lay the lists of visited blocks, at most so many each, out for scalar memory."""
-    lists = visits.list_visits(some, full, longest=longest)
-    flat = tuple(leaf.reshape(-1) for leaf in lists)
-    return Walk(flat, some.shape[1], longest)
-
-
-def check_scalars(scalars: Sequence[Array]) -> None:
-    """Raise NotImplementedError where the lists are more than scalar memory holds."""
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in scalars)
-    if size > SMEM - _SPARE:
-        raise NotImplementedError(
-            f"lists of visited blocks take {size} bytes of {SMEM} of scalar memory; "
-            "use larger blocks, or fewer samples per device."
-        )
-
-
-def place_walks(walks: list[Walk]) -> Array:
-    """Return the step at which each walk starts, and one step at least in all."""
-    longest = [jnp.max(walk.arrays[0]) for walk in walks]
-    ends = jnp.stack([jnp.zeros((), jnp.int32), *longest]).cumsum()
-    return ends.at[-1].max(1)
 
 
 def forward(
@@ -92,13 +47,10 @@ def forward(
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N"]]:
     """Return output and log-sum-exp (-1e30 where nothing is seen)."""
     batch, rows, heads, width = q.shape
-    block_q, block_kv = sizes.q, sizes.kv
+    block_q = sizes.q
     groups, per_group = group_heads(heads, width)
-    walks = [
-        make_walk(*source.see(block_q, block_kv), source.longest(block_q, block_kv)[0])
-        for source in sources
-    ]
-    starts = place_walks(walks)
+    walks = tpu_walks.walk_keys(sources, sizes)
+    starts = tpu_walks.place_walks(walks)
     grid = (batch, groups, visits.divide(rows, block_q), starts[-1])
     in_specs = [row_spec(block_q, lambda b, g, i, j, *_: (b, i, g))]
     operands = [fold(q)]
@@ -106,7 +58,7 @@ def forward(
         specs, arrays = key_specs(index, walk, source, sizes)
         in_specs, operands = in_specs + specs, operands + arrays
     scalars = [starts, *(leaf for walk in walks for leaf in walk.arrays)]
-    check_scalars(scalars)
+    tpu_walks.check_scalars(scalars)
     kernel = functools.partial(
         _kernel, walks=walks, sources=sources, sizes=sizes, width=width
     )
@@ -160,27 +112,11 @@ def _kernel(starts: Ref, *refs: Ref, walks, sources, sizes, width) -> None:
             width=width,
         )
 
-    walk_sources(starts, scalars, keys, walks, sources, visit)
+    tpu_walks.walk_sources(starts, scalars, keys, walks, sources, visit)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _():
         _finish(out, lse, peak, total, mixed, width)
-
-
-def walk_sources(starts, scalars, keys, walks, sources, visit) -> None:
-    """Call `visit(source, its rows, masked)` for the source whose turn it is."""
-    batch, row, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    for index, (walk, source) in enumerate(zip(walks, sources, strict=True)):
-        count, _, full = scalars[3 * index : 3 * index + 3]
-        parts = 3 + bool(source.reach)
-        rows, keys = keys[:parts], keys[parts:]
-        here = step - starts[index]
-        active = (here >= 0) & (here < count[walk.list(batch, row)])
-        whole = full[walk.place(batch, row, here)] == 1
-        for masked in (False, True):
-            pl.when(active & (whole != masked))(
-                functools.partial(visit, source, rows, masked)
-            )
 
 
 def _accumulate(

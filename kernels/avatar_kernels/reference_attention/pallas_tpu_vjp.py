@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from avatar_kernels.reference_attention import pallas_tpu, visits
+from avatar_kernels.reference_attention import pallas_tpu, tpu_walks, visits
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
 from avatar_kernels.reference_attention.pallas_tpu import LANES, Ref
 from avatar_kernels.reference_attention.products import (
@@ -49,11 +49,8 @@ def backward_q(
     """Return the gradient of the queries, and D; arguments: `vjp.Kernels`."""
     batch, rows, heads, width = q.shape
     groups, per_group = pallas_tpu.group_heads(heads, width)
-    walks = [
-        pallas_tpu.make_walk(*s.see(sizes.q, sizes.kv), s.longest(sizes.q, sizes.kv)[0])
-        for s in sources
-    ]
-    starts = pallas_tpu.place_walks(walks)
+    walks = tpu_walks.walk_keys(sources, sizes)
+    starts = tpu_walks.place_walks(walks)
     by_query = pallas_tpu.row_spec(sizes.q, lambda b, g, i, j, *_: (b, i, g))
     stats = pl.BlockSpec(
         (1, per_group, sizes.q), lambda b, g, i, j, *_: (b * groups + g, 0, i)
@@ -65,7 +62,7 @@ def backward_q(
         specs, arrays = pallas_tpu.key_specs(index, walk, source, sizes)
         in_specs, operands = in_specs + specs, operands + arrays
     scalars = [starts, *(leaf for walk in walks for leaf in walk.arrays)]
-    pallas_tpu.check_scalars(scalars)
+    tpu_walks.check_scalars(scalars)
     kernel = functools.partial(
         _kernel_q, walks=walks, sources=sources, sizes=sizes, width=width
     )
@@ -119,7 +116,7 @@ def _kernel_q(starts, *refs, walks, sources, sizes, width) -> None:
                     keys = pallas_tpu.zero_rows(keys, key_meta[0, :, some])
                 total[lanes] += dot(keys, ds.astype(keys.dtype), ROWS_FIRST)
 
-    pallas_tpu.walk_sources(starts, scalars, keys, walks, sources, visit)
+    tpu_walks.walk_sources(starts, scalars, keys, walks, sources, visit)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _():
@@ -161,11 +158,8 @@ def backward_kv(
     """Return the gradients of one source's keys and values; see `backward_q`."""
     batch, rows, heads, width = q.shape
     groups, _ = pallas_tpu.group_heads(heads, width)
-    walk = pallas_tpu.make_walk(
-        *visits.turn_round(source.see, sizes.q, sizes.kv, rows=rows),
-        source.longest(sizes.q, sizes.kv)[1],
-    )
-    pallas_tpu.check_scalars(walk.arrays)
+    walk = tpu_walks.walk_queries(source, sizes, rows)
+    tpu_walks.check_scalars(walk.arrays)
     in_specs, operands = _query_specs(walk, source, (q, d_out), (lse, delta), sizes)
     by_key = pallas_tpu.row_spec(sizes.kv, lambda b, g, i, j, *_: (b, i, g))
     kernel = functools.partial(
@@ -190,7 +184,7 @@ def backward_kv(
 
 
 def _query_specs(
-    walk: pallas_tpu.Walk,
+    walk: tpu_walks.Walk,
     source: Source,
     queries: tuple[Array, Array],
     stats: tuple[Array, Array],
