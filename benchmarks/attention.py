@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import jax
 from avatar_kernels import cuda_targets, topologies
-from avatar_kernels.reference_attention import block_sizes
+from avatar_kernels.reference_attention import block_sizes, resolve
 from jax.sharding import NamedSharding, PartitionSpec
 
 from avatar_jax import command
@@ -75,12 +75,14 @@ class Report(NamedTuple):
 def main(argv: list[str]) -> None:
     """Do what the first argument says; none: measure."""
     args = _parse(argv)
-    command.use_compilation_cache()
     shapes = {name: s for name, s in SHAPES.items() if args.shapes in name}
     if not shapes:
         raise InputError(
             f"expected a part of {', '.join(SHAPES)}, came --shapes {args.shapes!r}"
         )
+    if args.action == "compile" or jax.default_backend() == "cpu":
+        for device in args.devices:
+            _choose(device, args.implementation)  # refused before anything is printed
     if args.action == "search":
         search(args.devices, shapes, args.implementation)
     elif args.action == "compile":
@@ -177,11 +179,10 @@ def search(
     name, shape = next(iter(shapes.items()))
     print(f"{name}, R = {REFERENCE}; q x kv / kv_compute, forward and backward")
     if jax.default_backend() != "cpu":
-        on = "mosaic_tpu" if jax.default_backend() == "tpu" else "triton"
-        for sizes in CANDIDATES[implementation or on]:
-            cells = attention_timing.time_sizes(
-                shape, REFERENCE, sizes, implementation or on
-            )
+        rows = jax.ShapeDtypeStruct((1, 1, 1, shape.width), "bfloat16")
+        ours = resolve(implementation, rows)
+        for sizes in CANDIDATES.get(ours, ()):
+            cells = attention_timing.time_sizes(shape, REFERENCE, sizes, ours)
             print(f"{_describe(sizes)}  {cells}", flush=True)
         return
     for device in devices:
@@ -195,8 +196,19 @@ def search(
 
 
 def _choose(device: str, implementation: str | None) -> str:
-    """Return the kernels for a device: a TPU generation, or a GPU."""
-    return "mosaic_tpu" if device in topologies.SMALLEST else implementation or "triton"
+    """Return the kernels for a device: a TPU generation, or a GPU.
+
+    Raises:
+      InputError: kernels for GPUs, and a TPU.
+    """
+    if device not in topologies.SMALLEST:
+        return implementation or "triton"
+    if implementation is not None:
+        raise InputError(
+            f"expected GPUs of {', '.join(cuda_targets.names())} for --implementation "
+            f"{implementation}, came {device}; name them with --devices."
+        )
+    return "mosaic_tpu"
 
 
 def _describe(sizes: block_sizes.KernelSizes) -> str:
@@ -219,7 +231,7 @@ def _try(
             sizes=sizes,
             implementation=implementation,
         )
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
+    except attention_timing.REFUSALS as error:
         return str(error).split("\n")[0][:60]
     return f"compiles ({report.seconds:.0f} s)"
 

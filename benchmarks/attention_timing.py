@@ -17,6 +17,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from benchmarks import attention_shapes
 from benchmarks.attention_shapes import REFERENCES, VALIDITIES, Shape
 
+# What compilers and kernels say of blocks that do not fit.
+REFUSALS = (jax.errors.JaxRuntimeError, ValueError, NotImplementedError)
 # Peak of dense bfloat16 products (TFLOP/s) and of memory (TB/s), makers' data sheets;
 # tpu7x per core.
 PEAKS = {
@@ -147,7 +149,7 @@ def time_sizes(
         try:
             seconds = _time(jax.jit(operator), arrays, 5)
             cells.append(f"{1e3 * seconds:10.2f} ms")
-        except jax.errors.JaxRuntimeError as error:
+        except REFUSALS as error:
             cells.append(str(error).split("\n")[0][:60])
     return "  ".join(cells)
 

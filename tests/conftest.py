@@ -9,6 +9,8 @@ import pytest
 # On a device: AVATAR_JAX_TEST_PLATFORM=cuda (or tpu) python -m pytest tests/kernels
 jax.config.update("jax_platforms", os.environ.get("AVATAR_JAX_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
+# Programs for devices that are only described cannot be read back from a cache.
+jax.config.update("jax_compilation_cache_dir", None)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(

@@ -61,10 +61,10 @@ class Mates:
 
     def find(
         self, index: int, *, cross_scene: bool, usable: Bool[np.ndarray, " records"]
-    ) -> list[int]:
-        """Return the clips that may be a reference for clip `index`.
+    ) -> list[list[int]]:
+        """Return groups of clips that may be a reference for clip `index`, best first.
 
-        In the scenes asked for; else any other clip of the person; else this clip.
+        Those in the scenes asked for, other clips of the person, this clip.
 
         Args:
           usable: clips that are long enough for a segment.
@@ -72,7 +72,8 @@ class Mates:
         person, scene = self._people[index].tolist()
         others = [i for i in self._of[person] if i != index and usable[i]]
         wanted = [i for i in others if (self._people[i, 1] != scene) == cross_scene]
-        return wanted or others or [index]
+        rest = [i for i in others if i not in wanted]
+        return [group for group in (wanted, rest, [index]) if group]
 
     def share_scene(self, first: int, second: int) -> bool:
         """Say whether two clips of a person show the same scene."""

@@ -20,6 +20,8 @@ LATENT_FIELDS = (
     "faces",
 )
 
+Indices = Sequence[int] | Int[np.ndarray, " clips"]
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,18 +65,30 @@ class ClipSource:
         return found
 
     def read_next(
-        self, indices: Sequence[int] | Int[np.ndarray, " clips"], position: int
+        self, indices: Indices, position: int
     ) -> tuple[int, transforms.Record]:
         """Read clip `indices[position]`, or the next one there that can be read."""
-        found = self._find_next(indices, position)
-        if found is None:
-            raise InputError(
-                f"no record of {self.directory} can be read; prepare it again."
-            )
-        return found
+        return self._read_from([indices], position)
+
+    def _read_from(
+        self, groups: Sequence[Indices], place: int
+    ) -> tuple[int, transforms.Record]:
+        """Read a clip of the first group that has one that can be read.
+
+        Args:
+          groups: of clips, best first.
+          place: in a group, counted round; the next that can be read is taken.
+        """
+        for group in groups:
+            found = self._find_next(group, place)
+            if found is not None:
+                return found
+        raise InputError(
+            f"no record of {self.directory} can be read; prepare it again."
+        )
 
     def _find_next(
-        self, indices: Sequence[int] | Int[np.ndarray, " clips"], position: int
+        self, indices: Indices, position: int
     ) -> tuple[int, transforms.Record] | None:
         for offset in range(len(indices)):
             index = int(indices[(position + offset) % len(indices)])
@@ -97,7 +111,8 @@ class ClipSource:
     ) -> Pair:
         """Read the clip at a place of a stream, and clips that show the same person.
 
-        The clip itself is the reference where no other of the person can be read.
+        Where no clip of the scenes asked for can be read, another of the person is the
+        reference; where there is none, the clip itself.
 
         Args:
           index: number of the example in its stream; with `seed` it fixes the choice.
@@ -111,10 +126,9 @@ class ClipSource:
         step = index / examples_per_step
         cross = references.is_cross_scene(step, config, rng.random())
         usable = self.sizes[:, 0] > config.segment_latents
-        mates = self.mates.find(target, cross_scene=cross, usable=usable)
-        mates = rng.permutation(mates)
-        found = [self._find_next(mates, place) for place in range(segments)]
-        others = [(target, record) if pair is None else pair for pair in found]
+        best, *rest = self.mates.find(target, cross_scene=cross, usable=usable)
+        groups = [rng.permutation(best), *rest]
+        others = [self._read_from(groups, place) for place in range(segments)]
         self._say_unlike_sampling(target, others, cross_scene=cross)
         return Pair(record, tuple(other for _, other in others))
 
@@ -164,13 +178,13 @@ class ClipSource:
             )
         if any(index == target for index, _ in others):
             self._say(
-                "has people with a single usable clip, which is then its own "
-                "reference: looks can be copied. Prepare two clips or more of each."
+                "has people of whom a single clip is usable and readable; it is its "
+                "own reference: looks can be copied. Prepare two or more of each."
             )
         elif cross_scene and any(self.mates.share_scene(target, i) for i, _ in others):
             self._say(
-                "has people with a single scene: their references show it, though "
-                "other scenes are asked for. Prepare clips of several scenes."
+                "has people of whom a single scene is usable and readable: their "
+                "references show it, though others are asked for. Prepare several."
             )
 
     def _say(self, what: str) -> None:

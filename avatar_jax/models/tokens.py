@@ -117,8 +117,11 @@ def reference_rows(
 def choose_capacity(reference: Reference, patch: int) -> int:
     """Return a number of rows that holds the valid ones of every sample.
 
-    An eighth of all rows or a multiple of it, so that few shapes are compiled; for
-    concrete arrays only.
+    An eighth of all rows or a multiple of it, so that few shapes are compiled.
+
+    Args:
+      reference: of concrete arrays that this process holds whole.
+      patch: side of a patch, cells.
     """
     valid, total = np.asarray(reference.valid), reference.valid[0].size
     used = valid.sum((1, 2, 3))
@@ -135,7 +138,8 @@ def choose_capacity(reference: Reference, patch: int) -> int:
 def pack(rows: ReferenceRows, capacity: int) -> ReferenceRows:
     """Move valid rows to the front, in order, and keep `capacity` of them.
 
-    The caller chooses a capacity of at least the number of valid rows.
+    Rows that are not valid get the segment of the last that is. The caller chooses a
+    capacity of at least the number of valid rows.
     """
     order = jnp.argsort(~rows.valid, axis=1, stable=True)[:, :capacity]
 

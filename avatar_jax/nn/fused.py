@@ -88,9 +88,10 @@ def _find(
     shape = (*x.shape[:2], x.shape[2] // head_dim, head_dim)
     q = jax.ShapeDtypeStruct(shape, x.dtype)
     name = reference_attention.resolve(implementation, q)
+    if not name.startswith("mosaic_tpu") or x.shape[2] % tpu.LANES:
+        return "xla", None
     layout = layouts.find_layout(q, name)
-    has_kernel = name.startswith("mosaic_tpu") and x.shape[2] % tpu.LANES == 0
-    if not has_kernel or (layout is not None and layout.tensor > 1):
+    if layout is not None and layout.tensor > 1:
         return "xla", None
     return name, layout
 

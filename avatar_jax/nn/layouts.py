@@ -67,7 +67,7 @@ def find_layout(
     layout; plain XLA is left to it unless rows are divided.
 
     Raises:
-      ValueError: a kernel, and several devices without the axes of `sharding.AXES`.
+      ValueError: a kernel or divided rows, without all axes of `sharding.AXES`.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if math.prod(sizes.values()) == 1:
@@ -78,9 +78,9 @@ def find_layout(
     missing = {*BATCH, CONTEXT, TENSOR} - set(sizes)
     if missing:
         raise ValueError(
-            f"attention by {name!r} on several devices needs mesh axes data, fsdp, "
-            f"context and tensor; missing: {', '.join(sorted(missing))}. Make the mesh "
-            "with `sharding.make_mesh`."
+            f"{name!r} on several devices needs mesh axes data, fsdp, context and "
+            f"tensor; missing: {', '.join(sorted(missing))}. Make the mesh with "
+            "`sharding.make_mesh`."
         )
     batch, _, heads, _ = q.shape
     divided = batch % math.prod(sizes[axis] for axis in BATCH) == 0
@@ -94,12 +94,7 @@ def find_layout(
     )
 
 
-def pad(a: Array, axis: int, multiple: int, *, mode: str = "constant") -> Array:
-    """Fill up with zeros: rows that are not valid, heads that nobody reads.
-
-    Args:
-      mode: of `jnp.pad`; "edge" for segments, so that the last does not end.
-    """
+def pad(a: Array, axis: int, multiple: int) -> Array:
+    """Fill up with zeros: rows that are not valid, heads that nobody reads."""
     extra = -a.shape[axis] % multiple
-    widths = [(0, extra if i == axis else 0) for i in range(a.ndim)]
-    return jnp.pad(a, widths, mode=mode)
+    return jnp.pad(a, [(0, extra if i == axis else 0) for i in range(a.ndim)])

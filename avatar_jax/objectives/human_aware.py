@@ -10,7 +10,8 @@ decoded from the clean estimate x^ and from the true latents x in the same way:
 
 Only clips with t < `largest_time` count. Of these the first `clips` are judged, of
 each a short run of latent frames, of those only a square of cells around the face:
-what a loss costs does not grow with the picture. Weights rise evenly over the first
+what a loss costs does not grow with the picture. Pictures of up to 32 cells are taken
+for portraits; larger ones need `view` and `crop`. Weights rise evenly over the first
 `ramp_steps` steps.
 """
 

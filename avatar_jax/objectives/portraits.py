@@ -27,13 +27,28 @@ class View:
     crop: int = struct.field(pytree_node=False)  # cells, of what is decoded
 
 
+LARGEST_PORTRAIT = 32  # cells; of what is larger the face is a small part
+
+
 def choose_sides(side: int, crop: int, picture: tuple[int, int]) -> tuple[int, int]:
-    """Return the sides of view and crop in cells; 0 and 0 make the picture the view.
+    """Return the sides of view and crop; 0 and 0 make the picture the view.
+
+    Args:
+      side: of the view, cells.
+      crop: side of the part of it that is decoded, cells.
+      picture: height and width, cells.
 
     Raises:
-      InputError: the crop is larger than the picture.
+      InputError: the crop is larger than the picture, or neither is given for one that
+        is too large to be a portrait.
     """
     shorter = min(picture)
+    if not side and shorter > LARGEST_PORTRAIT:
+        raise InputError(
+            f"expected human.view and human.crop for pictures of {picture[0]} x "
+            f"{picture[1]} cells, as the face is a part of them; came 0. Give the "
+            "sides of a portrait in cells, as 24 and 18."
+        )
     if not side:
         most = 3 * shorter // 4
         whole = (c for c in range(1, most + 1) if judges.VIEW * c % shorter == 0)
@@ -55,7 +70,15 @@ def locate(
     side: int,
     crop: int,
 ) -> View:
-    """Centre both squares on the face, inside the picture."""
+    """Centre both squares on the face, inside the picture.
+
+    Args:
+      face_mask: share of each cell that lies in the face's box.
+      first: latent at which each clip's run begins.
+      latents: of a run.
+      side: of what judges see, cells.
+      crop: side of what is decoded, cells.
+    """
     mask = jax.vmap(lambda m, f: take_run(m, f, latents))(face_mask, first).sum(1)
     places = []
     for axis, length in enumerate(mask.shape[1:]):
@@ -75,7 +98,7 @@ def take_run(leaf: Float[Array, "F ..."], first: Int[Array, ""], count: int) -> 
 
 
 def cut(leaf: Float[Array, "B F H W ..."], view: View) -> Float[Array, "B F2 Y X ..."]:
-    """Cut the run of latents and the square of cells that is decoded."""
+    """Cut the run of latents (F2) and the square of cells (Y X) that is decoded."""
 
     def one(leaf: Array, first: Array, row: Array, column: Array) -> Array:
         rest = (jnp.zeros((), int),) * (leaf.ndim - 3)
@@ -88,7 +111,11 @@ def cut(leaf: Float[Array, "B F H W ..."], view: View) -> Float[Array, "B F2 Y X
 def show(
     video: Float[Array, "B frames Y X c"], view: View
 ) -> Float[Array, "B frames 64 64 c"]:
-    """Scale the decoded square to the view and repeat its edges up to the view's."""
+    """Scale the decoded square to the view and repeat its edges up to the view's.
+
+    Args:
+      video: the decoded square, of any scale: pixels, or cells of a mask.
+    """
     side = judges.VIEW * view.crop // view.side
     batch, frames, *_, channels = video.shape
     small = jax.image.resize(video, (batch, frames, side, side, channels), "linear")

@@ -1,19 +1,10 @@
-"""What TPU kernels share: the width of a vector, names, an interpreter for tests."""
+"""What TPU kernels share: the width of a vector, an interpreter for tests."""
 
 import contextlib
 
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128  # numbers side by side in a vector
-
-
-def check_name(name: str, known: tuple[str, ...]) -> None:
-    """Raise NotImplementedError unless an implementation is in this build."""
-    if name not in known:
-        raise NotImplementedError(
-            f"implementation={name!r} is not in this build; use one of "
-            f"{', '.join(known)}."
-        )
 
 
 def interpret_tpu(switch: bool = True) -> contextlib.AbstractContextManager:

@@ -39,8 +39,21 @@ def test_a_clip_whose_mates_are_all_corrupt_is_its_own_reference(folder, caplog)
     assert not set(clips) & set(own[1:])
     of = dict(zip(clips, sources_of(reference).tolist(), strict=True))
     assert of[0] == [0] * SEGMENTS
-    assert caplog.text.count("its own reference") == 1
+    assert caplog.text.count("single clip is usable") == 1
     assert f"({len(own) - 1} so far)" in caplog.text
+
+
+def test_where_other_scenes_are_corrupt_the_same_scene_is_shown(folder, caplog):
+    tier = records.tier_directory(folder, records.FEATURES)
+    elsewhere = [
+        n for n, person in enumerate(PERSON) if person == PERSON[0] and n not in (0, 1)
+    ]
+    for clip in elsewhere:
+        damage(tier, clip)
+    assert SCENES[0] == SCENES[1] not in [SCENES[n] for n in elsewhere]
+    clips, reference = joined(take(make(folder, **ALL), 40))
+    of = dict(zip(clips, sources_of(reference).tolist(), strict=True))
+    assert (of[0], of[1]) == ([1] * SEGMENTS, [0] * SEGMENTS)
 
 
 def test_people_of_a_single_scene_are_named_once(folder, tmp_path, caplog):
@@ -48,5 +61,5 @@ def test_people_of_a_single_scene_are_named_once(folder, tmp_path, caplog):
     take(make(several, **ALL), 10)
     assert "single scene" not in caplog.text
     take(make(folder, **ALL), 20)
-    assert caplog.text.count("people with a single scene") == 1
-    assert caplog.text.count("people with a single usable clip") == 1
+    assert caplog.text.count("single scene is usable") == 1
+    assert caplog.text.count("single clip is usable") == 1

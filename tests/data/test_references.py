@@ -282,9 +282,9 @@ def test_a_clip_too_short_for_a_segment_gives_way_to_one_of_the_other_kind():
     mates = references.Mates(people)
     long = np.ones(4, bool)
     short = np.array([True, True, False, True])
-    assert mates.find(0, cross_scene=True, usable=long) == [2]
-    assert mates.find(0, cross_scene=True, usable=short) == [1]
-    assert mates.find(3, cross_scene=True, usable=long) == [3]
+    assert mates.find(0, cross_scene=True, usable=long) == [[2], [1], [0]]
+    assert mates.find(0, cross_scene=True, usable=short) == [[1], [0]]
+    assert mates.find(3, cross_scene=True, usable=long) == [[3]]
 
 
 def test_a_mean_direction_has_length_one():

@@ -103,9 +103,10 @@ def _run(arrays, call, jit):
         d_out = jax.random.normal(seeds[0], out.shape).astype(out.dtype)
         seen = lse > MASKED / 2
         d_lse = jnp.where(seen, jax.random.normal(seeds[1], lse.shape), 0)
-        return seen, out, jnp.where(seen, lse, 0), *pull((d_out, d_lse))
+        return seen, lse, out, *pull((d_out, d_lse))
 
-    seen, *results = jit(run)(*arrays)
-    grads = results[2:]
+    seen, lse, out, *grads = jit(run)(*arrays)
     assert all(g.dtype == a.dtype for g, a in zip(grads, arrays, strict=True))
-    return [np.asarray(a, np.float32) for a in (seen, *results)]
+    assert (np.asarray(lse)[~np.asarray(seen)] == np.float32(MASKED)).all()
+    results = seen, np.where(seen, lse, 0), out, *grads
+    return [np.asarray(a, np.float32) for a in results]

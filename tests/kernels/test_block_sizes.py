@@ -31,7 +31,10 @@ def test_a_gpu_that_is_only_described_is_known_by_its_name(kind, made):
     assert block_sizes.has_kernels("tpu", kind)
 
 
-@pytest.mark.parametrize(("capability", "made"), [("7.5", False), ("8.0", True)])
+@pytest.mark.parametrize(
+    ("capability", "made"),
+    [("7.5", False), ("8.0", True), ("12.0", True), ("gfx90a", True)],
+)
 def test_a_gpu_that_is_there_is_asked(monkeypatch, capability, made):
     gpu = types.SimpleNamespace(
         platform="gpu", device_kind="NVIDIA X", compute_capability=capability

@@ -18,17 +18,28 @@ def test_values_and_gradients(head_dim, angles):
 
     def run(implementation):
         out, pull = jax.vjp(
-            lambda x, gain: norm_rotary.norm_rotary(
-                x, gain, turn, implementation=implementation
+            lambda *arrays: norm_rotary.norm_rotary(
+                *arrays, implementation=implementation
             ),
             x,
             gain,
+            turn,
         )
         return out, *pull(d_out)
 
     # float32; the gradient of the gain adds up 200 rows in another order.
     for ours, theirs in zip(run("mosaic_tpu_interpreted"), run("xla"), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_no_gradient_goes_to_angles():
+    x, gain, turn = jnp.ones((1, 8, 128)), jnp.ones(128), jnp.ones((1, 8, 64))
+
+    def total(turn, name):
+        return norm_rotary.norm_rotary(x, gain, turn, implementation=name).sum()
+
+    for name in ("xla", "mosaic_tpu_interpreted"):
+        assert not jax.grad(total)(turn, name).any()
 
 
 def test_bfloat16_is_rounded_where_the_specification_rounds():

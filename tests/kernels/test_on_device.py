@@ -39,9 +39,4 @@ if not NAMES:
 def test_kernels_equal_the_specification(name, implementation):
     # Products of float32 are rounded on the way: what is used is bfloat16.
     case = attention_cases.CASES[name]._replace(dtype=jnp.bfloat16)
-    kind = jax.devices()[0].device_kind
-    attention_cases.compare(
-        case,
-        implementation=implementation,
-        sizes=block_sizes.find_sizes(implementation, kind, case.width),
-    )
+    attention_cases.compare(case, implementation=implementation)

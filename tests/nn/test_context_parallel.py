@@ -104,3 +104,12 @@ def test_one_device_has_no_layout():
     assert layouts.find_layout(rows[0], "xla") is None
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig())):
         assert layouts.find_layout(rows[0], "xla") is None
+
+
+def test_a_kernel_on_a_mesh_of_other_axes_is_refused():
+    rows, *_ = make(2)
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    with jax.set_mesh(mesh):
+        assert layouts.find_layout(rows[0], "xla") is None
+        with pytest.raises(ValueError, match="missing: context, fsdp, tensor"):
+            layouts.find_layout(jnp.zeros((2, 8, 4, 64)), "triton_interpreted")

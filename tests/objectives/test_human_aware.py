@@ -195,6 +195,8 @@ def test_without_sides_the_whole_portrait_is_the_view_at_any_size(side, crop):
 
 def test_a_crop_larger_than_the_picture_is_refused():
     assert portraits.choose_sides(24, 18, (60, 112)) == (24, 18)
+    with pytest.raises(InputError, match="60 x 112 cells, as the face is a part"):
+        portraits.choose_sides(0, 0, (60, 112))
     with pytest.raises(InputError, match="8 x 8 cells, came 18; use smaller"):
         portraits.choose_sides(24, 18, (8, 8))
 

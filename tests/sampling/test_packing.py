@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_weights
+from avatar_kernels.reference_attention import visits
 from test_video import BATCH, SIDE, prepared
 
 from avatar_jax.models import tokens
@@ -72,3 +73,23 @@ def test_a_capacity_holds_the_valid_rows_of_every_sample_and_all_face_crops():
     assert tokens.choose_capacity(nobody, patch=2) == 14
     everything = reference.replace(valid=np.ones_like(valid))
     assert tokens.choose_capacity(everything, patch=2) == 112
+
+
+def test_what_is_not_valid_is_of_the_last_segment_and_meets_no_other():
+    rows, each = 64, 16
+    valid = jnp.arange(rows)[None] % 4 == 0
+    packed = tokens.pack(
+        tokens.ReferenceRows(
+            patches=jnp.zeros((1, rows, 2)),
+            positions=jnp.zeros((1, rows, 3)),
+            latent=jnp.zeros((1, rows), int),
+            segment_ids=jnp.arange(rows)[None] // each,
+            is_face=jnp.zeros((1, rows), bool),
+            valid=valid,
+        ),
+        2 * each,
+    )
+    ids = packed.segment_ids[0].tolist()
+    assert ids == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [3] * 16
+    some, _ = visits.by_segment(packed.valid, packed.segment_ids, q=4, kv=4)
+    assert some[0].sum(1).tolist() == [1] * 8  # block of keys 3, for all that follow

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from avatar_kernels import tpu
+from avatar_kernels import names, tpu
 from avatar_kernels.modulated_norm import pallas_tpu, reference
 
 Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
@@ -38,7 +38,7 @@ def modulated_norm(
     Raises:
       NotImplementedError: a width that the kernel is not made for, or another name.
     """
-    tpu.check_name(implementation, get_args(Implementation))
+    names.check_name(implementation, get_args(Implementation))
     if implementation == "xla":
         if added is not None:
             x = reference.add_gated(x, added, gate)

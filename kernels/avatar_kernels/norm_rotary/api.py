@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from avatar_kernels import tpu
+from avatar_kernels import names, tpu
 from avatar_kernels.norm_rotary import pallas_tpu, reference
 
 Implementation = Literal["xla", "mosaic_tpu", "mosaic_tpu_interpreted"]
@@ -32,7 +32,7 @@ def norm_rotary(
     Raises:
       NotImplementedError: a width that the kernel is not made for, or another name.
     """
-    tpu.check_name(implementation, get_args(Implementation))
+    names.check_name(implementation, get_args(Implementation))
     if implementation == "xla":
         return reference.norm_rotary(x, gain, jax.lax.stop_gradient(turn))
     width, head_dim = x.shape[-1], 2 * turn.shape[-1]

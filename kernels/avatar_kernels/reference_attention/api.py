@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from avatar_kernels import names
 from avatar_kernels.reference_attention import (
     block_sizes,
     implementations,
@@ -156,11 +157,7 @@ def resolve(
         return {"tpu": "mosaic_tpu", "gpu": "triton", "cuda": "triton"}.get(
             platform, "xla"
         )
-    if implementation not in get_args(Implementation):
-        raise NotImplementedError(
-            f"implementation={implementation!r} is not in this build; use one of "
-            f"{', '.join(get_args(Implementation))}."
-        )
+    names.check_name(implementation, get_args(Implementation))
     if implementation != "xla" and width not in HEAD_DIMS:
         raise NotImplementedError(
             f"head_dim={width} has no kernel {implementation!r}; expected one of "

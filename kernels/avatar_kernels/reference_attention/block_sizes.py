@@ -78,8 +78,8 @@ def has_kernels(platform: str, kind: str) -> bool:
     if platform not in ("gpu", "cuda"):
         return True
     present = jax.devices()[0]
-    capability = getattr(present, "compute_capability", None)
-    if present.device_kind == kind and capability is not None:
+    capability = str(getattr(present, "compute_capability", ""))  # of AMD "gfx..."
+    if present.device_kind == kind and capability.replace(".", "").isdigit():
         return float(capability) >= LEAST_CAPABILITY
     return not kind.removeprefix("NVIDIA ").startswith(TOO_OLD)
 

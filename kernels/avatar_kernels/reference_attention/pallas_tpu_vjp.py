@@ -26,7 +26,6 @@ from jaxtyping import Array, Float
 
 from avatar_kernels.reference_attention import pallas_tpu, tpu_walks, visits
 from avatar_kernels.reference_attention.block_sizes import BlockSizes
-from avatar_kernels.reference_attention.pallas_tpu import LANES, Ref
 from avatar_kernels.reference_attention.products import (
     KEYS_LAST,
     LOG2_E,
@@ -35,6 +34,8 @@ from avatar_kernels.reference_attention.products import (
     dot,
 )
 from avatar_kernels.reference_attention.sources import Source
+from avatar_kernels.reference_attention.tpu_walks import Ref
+from avatar_kernels.tpu import LANES
 
 
 def backward_q(

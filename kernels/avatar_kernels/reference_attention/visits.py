@@ -95,7 +95,7 @@ def turn_round(
     """Say for each block of keys which blocks of queries see it: some, full.
 
     Args:
-      see: of a `sources.Source`.
+      see: of a `sources.Source`: (q, kv) to which blocks see which, some and full.
       q: queries per block; a last block that is not filled is never whole.
       kv: keys per block.
       rows: number of queries.

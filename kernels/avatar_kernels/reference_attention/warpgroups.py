@@ -23,8 +23,9 @@ GROUP_ROWS = 64  # rows of one wgmma, the share of a warpgroup
 STAGES = 2  # blocks of keys in shared memory
 FETCH_REGISTERS = 40  # of the warpgroup that fetches; the others share the rest
 TILE = plgpu.Layout.WGMMA
-# jax before 0.12 loads with an index; 0.11 warns of one.
-_NO_INDEX = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+_INDEX = inspect.signature(plgpu.load).parameters.get("idx")
+# jax 0.10 must be given an index, 0.11 warns of one, 0.12 takes none.
+_NO_INDEX = ((),) if _INDEX and _INDEX.default is inspect.Parameter.empty else ()
 PER_ROW, PER_COLUMN = TILE.reduce(1), TILE.reduce(0)
 
 
@@ -233,7 +234,11 @@ def launch(
 
 
 def check(*rows: Float[Array, "B _ N K"]) -> None:
-    """Refuse what TMA and wgmma cannot read."""
+    """Refuse what TMA and wgmma cannot read.
+
+    Raises:
+      NotImplementedError: another dtype, length or width.
+    """
     for x in rows:
         if x.dtype not in (jnp.bfloat16, jnp.float16):
             raise NotImplementedError(
