@@ -1,0 +1,74 @@
+"""Which tensor of a foreign checkpoint is which of our parameters.
+
+Each network's file beside this one returns a list of entries, one for each tensor of
+the checkpoint; reading, exporting, checking names and shapes are then the same code.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+
+Layout = Literal["same", "dense", "conv", "patch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor of a checkpoint and its place in our tree.
+
+    Attributes:
+      name: in the checkpoint.
+      shape: there.
+      path: of our leaf, keys joined by "/".
+      layout: "same": its values in their order, axes of length 1 apart; "dense": `out
+        in` there, `in out` here; "conv": `out in *kernel` there, `*kernel in out` here;
+        "patch": a convolution that cuts patches, `D C 1 p q` there, `(p q C) D` here.
+      layer: where along the leading axis of our leaf, which holds all layers; None: it
+        has no such axis.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    path: str
+    layout: Layout = "same"
+    layer: int | None = None
+
+    @property
+    def our_shape(self) -> tuple[int, ...]:
+        """Shape here, without the axis of layers."""
+        match self.layout:
+            case "same":
+                return tuple(n for n in self.shape if n != 1) or (1,)
+            case "dense":
+                return self.shape[::-1]
+            case "conv":
+                out, into, *kernel = self.shape
+                return (*kernel, into, out)
+            case "patch":
+                return math.prod(self.shape[1:]), self.shape[0]
+
+
+def to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
+    """Turn a tensor of the checkpoint into our layout."""
+    match entry.layout:
+        case "dense":
+            array = array.T
+        case "conv":
+            array = np.moveaxis(array, (0, 1), (-1, -2))
+        case "patch":
+            array = np.moveaxis(array, (0, 1), (-1, -2))
+    return array.reshape(entry.our_shape)
+
+
+def to_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:
+    """Undo `to_ours`."""
+    match entry.layout:
+        case "dense":
+            array = array.T
+        case "conv":
+            array = np.moveaxis(array, (-1, -2), (0, 1))
+        case "patch":
+            out, into, *kernel = entry.shape
+            array = np.moveaxis(array.reshape(*kernel, into, out), (-1, -2), (0, 1))
+    return array.reshape(entry.shape)
