@@ -41,7 +41,6 @@ class ReferenceContext:
     """What every block needs to know of reference and face rows."""
 
     modulation: Array  # 1 6 D float32, of t = 0 plus the learned offset
-    turn: Array  # B R pairs
     rows: tokens.ReferenceRows
     role: Array  # B R D
     text: Array  # B L D, the empty prompt
@@ -131,7 +130,7 @@ class Block(nn.Module):
         rows = context.rows
         x = x + context.role.astype(x.dtype)
         shift, scale, gate, *after = self._modulation(context.modulation)
-        q, k, v = self._projections(self._norm(x, shift, scale)[1], context.turn)
+        q, k, v = self._projections(self._norm(x, shift, scale)[1], rows.turn)
         mixed = context_parallel.segment_attention(
             q,
             k,
@@ -282,7 +281,7 @@ def _example_contexts(cfg: DiTConfig) -> tuple[TargetContext, ReferenceContext]:
     )
     rows = tokens.ReferenceRows(
         patches=row,
-        positions=jnp.zeros((1, 1, 3)),
+        turn=jnp.zeros((1, 1, pairs)),
         latent=one,
         segment_ids=one,
         is_face=one > 0,
@@ -290,7 +289,6 @@ def _example_contexts(cfg: DiTConfig) -> tuple[TargetContext, ReferenceContext]:
     )
     reference = ReferenceContext(
         modulation=jnp.zeros((1, 6, cfg.width)),
-        turn=jnp.zeros((1, 1, pairs)),
         rows=rows,
         role=row,
         text=row,

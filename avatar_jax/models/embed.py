@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
@@ -18,6 +19,7 @@ from avatar_jax.types import (
 )
 
 ROTARY_EXTENT = 720.0  # pixels of a short side whose rows and columns count by 1
+STILL_TIME = 0  # temporal position of the still
 ROWS = ("batch", "tokens", "width")
 
 
@@ -71,13 +73,14 @@ class Embed(nn.Module):
         patches, still_valid = self._target_patches(noisy.latents, conditions)
         batch, frames, h, w, _ = patches.shape
         generated = frames - 1
-        times = jnp.append(jnp.arange(generated), 0).astype(jnp.float32)
-        positions = tokens.grid_positions(times, h, w, self._scale(h, w))
+        places = np.append(np.arange(generated), STILL_TIME)
+        times = rotary.angles(places, rotary.TIME, cfg.head_dim)
+        turn = rotary.grid_angles(times, h, w, self._scale(h, w), cfg.head_dim)
         own = jnp.ones((batch, generated * h * w), bool)
         is_still = jnp.arange(frames * h * w) >= generated * h * w
         context = block.TargetContext(
             modulation=self._modulation(time),
-            turn=rotary.angles(positions, cfg.head_dim)[None],
+            turn=turn[None],
             valid=jnp.concatenate([own, rearrange(still_valid, "B h w -> B (h w)")], 1),
             role=jnp.where(is_still[:, None], self.still_role[None], 0)[None],
             text=self._embed_text(conditions.text, batch),
@@ -105,6 +108,7 @@ class Embed(nn.Module):
             patch=cfg.patch,
             scale=self._scale(height // cfg.patch, width // cfg.patch),
             face_scale=self._scale(side[2] // cfg.patch, side[3] // cfg.patch),
+            head_dim=cfg.head_dim,
             extra_channels=cfg.channels if cfg.still_concat else 0,
         )
         time = self._embed_time(jnp.zeros((1,)), None) + self.reference_time[None]
@@ -113,7 +117,6 @@ class Embed(nn.Module):
             role = jnp.where(rows.is_face[..., None], self.face_role[None, None], role)
         context = block.ReferenceContext(
             modulation=self._modulation(time),
-            turn=rotary.angles(rows.positions, cfg.head_dim),
             rows=rows,
             role=role,
             text=self._embed_text(null_text, batch),

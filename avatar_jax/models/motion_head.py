@@ -16,6 +16,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from avatar_kernels import norm_rotary
 from avatar_kernels.modulated_norm import layer_norm, modulate
 from einops import rearrange
@@ -106,8 +107,10 @@ class _Block(nn.Module):
         shift, scale, gate, late_shift, late_scale, late_gate = rows
         layer = attention.Attention(self.width, self.heads, 0.0, self.dtype, name="mix")
         x = modulate(y, shift, scale)
-        positions = jnp.arange(y.shape[1], dtype=jnp.float32)[:, None]
-        turn = rotary.angles(jnp.tile(positions, (1, 3)), self.width // self.heads)
+        head_dim, places = self.width // self.heads, np.arange(y.shape[1])
+        turn = jnp.concatenate(
+            [rotary.angles(places, axis, head_dim) for axis in rotary.AXES], -1
+        )
         q, k = (
             rearrange(
                 norm_rotary.rotate(attention.split_heads(a, self.heads), turn[None]),

@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from avatar_jax.nn import rotary
 from avatar_jax.types import Conditions, Reference
 
 REFERENCE_TIME = 256  # temporal position at which every reference segment restarts
@@ -23,7 +24,7 @@ class ReferenceRows:
     """Reference and face rows, packed; every field is gathered by the same order."""
 
     patches: Array  # B R P, raw patches, flags included
-    positions: Array  # B R 3, rotary (time, row, column)
+    turn: Array  # B R pairs, rotary angles
     latent: Array  # B R int, index of the row's latent: its audio and motion tokens
     segment_ids: Array  # B R int
     is_face: Array  # B R bool
@@ -74,28 +75,13 @@ def add_flags(
     return jnp.concatenate(parts, -1)
 
 
-def grid_positions(
-    times: Float[Array, " F"], rows: int, columns: int, scale: float
-) -> Float[Array, "T 3"]:
-    """Return (time, row, column) of every patch; rows and columns are stretched.
-
-    `scale` is 720 / (short side in pixels), so that all resolutions share one range.
-    """
-    grid = jnp.stack(
-        jnp.meshgrid(
-            times, scale * jnp.arange(rows), scale * jnp.arange(columns), indexing="ij"
-        ),
-        -1,
-    )
-    return rearrange(grid, "F h w xyz -> (F h w) xyz")
-
-
 def reference_rows(
     reference: Reference,
     *,
     patch: int,
     scale: float,
     face_scale: float,
+    head_dim: int,
     extra_channels: int,
 ) -> ReferenceRows:
     """Turn a reference into packed rows.
@@ -103,13 +89,14 @@ def reference_rows(
     Args:
       reference: latents and validity; `capacity` is the static number of rows kept.
       patch: side of a patch in latent cells.
-      scale: stretch of rows and columns, as in `grid_positions`.
+      scale: stretch of rows and columns, as in `rotary.grid_angles`.
       face_scale: the same for face crops, which have a size of their own.
+      head_dim: channels per head.
       extra_channels: zeros in place of the still's channels on generated rows.
     """
-    parts = [_video_rows(reference, patch, scale, extra_channels)]
+    parts = [_video_rows(reference, patch, scale, head_dim, extra_channels)]
     if reference.faces is not None:
-        parts.append(_face_rows(reference, patch, face_scale, extra_channels))
+        parts.append(_face_rows(reference, patch, face_scale, head_dim, extra_channels))
     rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *parts)
     return rows if reference.capacity is None else pack(rows, reference.capacity)
 
@@ -155,7 +142,7 @@ def pack(rows: ReferenceRows, capacity: int) -> ReferenceRows:
 
 
 def _video_rows(
-    reference: Reference, patch: int, scale: float, extra: int
+    reference: Reference, patch: int, scale: float, head_dim: int, extra: int
 ) -> ReferenceRows:
     patches = patchify(_reference_channels(reference.latents, extra), patch)
     batch, frames, rows, columns = patches.shape[:4]
@@ -165,8 +152,8 @@ def _video_rows(
         [jnp.ones_like(index[:, :1]), ids[:, 1:] != ids[:, :-1]], 1
     )
     starts = jax.lax.cummax(jnp.where(is_first > 0, index, 0), axis=1)
-    times = REFERENCE_TIME + (index - starts).astype(jnp.float32)  # B F
-    positions = jax.vmap(lambda t: grid_positions(t, rows, columns, scale))(times)
+    times = rotary.angles(REFERENCE_TIME + np.arange(frames), rotary.TIME, head_dim)
+    times = jnp.asarray(times)[index - starts]  # B F time
 
     def spread(values: Int[Array, "B F"]) -> Int[Array, "B R"]:
         return repeat(values, "B F -> B (F cells)", cells=rows * columns)
@@ -174,7 +161,7 @@ def _video_rows(
     valid = rearrange(reference.valid, "B F h w -> B (F h w)")
     return ReferenceRows(
         patches=rearrange(patches, "B F h w P -> B (F h w) P"),
-        positions=positions,
+        turn=rotary.grid_angles(times, rows, columns, scale, head_dim),
         latent=spread(index),
         segment_ids=spread(reference.segment_ids),
         is_face=jnp.zeros_like(valid),
@@ -183,13 +170,13 @@ def _video_rows(
 
 
 def _face_rows(
-    reference: Reference, patch: int, scale: float, extra: int
+    reference: Reference, patch: int, scale: float, head_dim: int, extra: int
 ) -> ReferenceRows:
     patches = patchify(_reference_channels(reference.faces, extra), patch)
     batch, crops, rows, columns = patches.shape[:4]
     cells = rows * columns
-    times = FACE_TIME + jnp.arange(crops, dtype=jnp.float32)
-    positions = grid_positions(times, rows, columns, scale)
+    times = rotary.angles(FACE_TIME + np.arange(crops), rotary.TIME, head_dim)
+    turn = rotary.grid_angles(times, rows, columns, scale, head_dim)
     index = jnp.repeat(jnp.arange(crops), cells)[None]
     # Segments of their own, after every segment that video frames can have.
     segments = jnp.broadcast_to(
@@ -201,7 +188,7 @@ def _face_rows(
     valid = repeat(valid, "B crops -> B (crops cells)", cells=cells)
     return ReferenceRows(
         patches=rearrange(patches, "B F h w P -> B (F h w) P"),
-        positions=jnp.broadcast_to(positions[None], (batch, *positions.shape)),
+        turn=jnp.broadcast_to(turn[None], (batch, *turn.shape)),
         latent=jnp.zeros_like(segments),
         segment_ids=segments.astype(reference.segment_ids.dtype),
         is_face=jnp.ones_like(valid),

@@ -81,7 +81,7 @@ def test_what_is_not_valid_is_of_the_last_segment_and_meets_no_other():
     packed = tokens.pack(
         tokens.ReferenceRows(
             patches=jnp.zeros((1, rows, 2)),
-            positions=jnp.zeros((1, rows, 3)),
+            turn=jnp.zeros((1, rows, 3)),
             latent=jnp.zeros((1, rows), int),
             segment_ids=jnp.arange(rows)[None] // each,
             is_face=jnp.zeros((1, rows), bool),
