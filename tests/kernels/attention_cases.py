@@ -34,6 +34,7 @@ CASES = {
     "bfloat16, odd lengths": Case(203, 197, dtype=jnp.bfloat16),
     "empty reference": Case(rows=130, reference=0),
     "window": Case(window=LocalWindow(1, 1, (4, 10))),
+    "fewer rows than a block": Case(rows=28, reference=12, width=64),
     "segments": Case(reference=None, heads=2, width=64),
 }
 

@@ -74,7 +74,8 @@ def _kernel(q, *refs, sources: list[Source], sizes: BlockSizes, rows: int) -> No
     state = peak, jnp.zeros_like(peak), jnp.zeros(queries.shape, jnp.float32)
     for source, walk, parts in split_sources(keys, sources):
         visit = functools.partial(_accumulate, queries, parts, source.reach, sizes.kv)
-        state = walk_blocks(walk, visit, state)
+        filled = source.k.shape[1] >= sizes.kv
+        state = walk_blocks(walk, visit, state, filled=filled)
     peak, total, mixed = state
     safe = jnp.where(total > 0, total, 1.0)
     line = jnp.where(total > 0, peak / LOG2_E + jnp.log(safe), MASKED)
@@ -114,12 +115,17 @@ def _accumulate(
 
 
 def walk_blocks(
-    walk: tuple, visit: Callable[..., Any], state: tuple[Array, ...]
+    walk: tuple, visit: Callable[..., Any], state: tuple[Array, ...], *, filled: bool
 ) -> tuple[Array, ...]:
-    """Visit the blocks where all is seen, then the others, under a mask."""
+    """Visit the blocks where all is seen, then the others, under a mask.
+
+    Args:
+      filled: whether there are rows enough to fill a block; otherwise none is whole.
+    """
     ends, blocks = walk
     whole, count = ends[0], ends[1]
-    for start, stop, masked in ((0, whole, False), (whole, count, True)):
+    parts = ((0, whole, False), (whole, count, True))
+    for start, stop, masked in parts if filled else parts[1:]:
 
         def step(j: Array, state: tuple, masked: bool = masked) -> tuple:
             return visit(blocks[j], state, masked=masked)

@@ -90,7 +90,8 @@ def _kernel_q(q, out, d_out, lse, d_lse, *refs, sources, sizes, rows: int) -> No
             source.reach,
             sizes.kv,
         )
-        total = pallas_triton.walk_blocks(walk, visit, total)
+        filled = source.k.shape[1] >= sizes.kv
+        total = pallas_triton.walk_blocks(walk, visit, total, filled=filled)
     pallas_triton.store_rows(dq, total[0], inside)
 
 
@@ -213,7 +214,9 @@ def _kernel_kv(
         return total_k + dot(ds.astype(queries.dtype), queries, PLAIN), total_v
 
     zeros = jnp.zeros(keys.shape, jnp.float32)
-    total_k, total_v = pallas_triton.walk_blocks((ends, blocks), visit, (zeros, zeros))
+    total_k, total_v = pallas_triton.walk_blocks(
+        (ends, blocks), visit, (zeros, zeros), filled=rows[0] >= sizes.q
+    )
     inside = pallas_triton.find_inside(rows[1], pl.program_id(0), sizes.kv)
     pallas_triton.store_rows(dk, total_k, inside)
     pallas_triton.store_rows(dv, total_v, inside)
