@@ -90,7 +90,7 @@ def forward(
 
 def _kernel(starts: Ref, *refs: Ref, walks, sources, sizes, width) -> None:
     """One step: a block of queries against a block of keys of one source."""
-    scalars, refs = refs[: 3 * len(walks)], refs[3 * len(walks) :]
+    scalars, refs = refs[: 2 * len(walks)], refs[2 * len(walks) :]
     q, refs = refs[0], refs[1:]
     step = pl.program_id(3)
     *keys, out, lse, peak, total, mixed = refs
@@ -204,7 +204,7 @@ def key_specs(
     """Return specs and operands of a source's keys, values and integers."""
 
     def block(b, i, j, starts, *scalars):
-        return scalars[3 * index + 1][walk.place(b, i, j - starts[index])]
+        return walk.block(scalars[2 * index + 1], b, i, j - starts[index])
 
     def rows(b, g, i, j, *scalars):
         return b, block(b, i, j, *scalars), g

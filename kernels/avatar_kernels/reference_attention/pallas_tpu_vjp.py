@@ -89,7 +89,7 @@ def backward_q(
 
 def _kernel_q(starts, *refs, walks, sources, sizes, width) -> None:
     """One step: a block of queries against a block of keys of one source."""
-    scalars, refs = refs[: 3 * len(walks)], refs[3 * len(walks) :]
+    scalars, refs = refs[: 2 * len(walks)], refs[2 * len(walks) :]
     q, out, d_out, lse, d_lse, *keys, dq, delta, total = refs
     queries = q, d_out, lse, delta
     step = pl.program_id(3)
@@ -172,7 +172,7 @@ def backward_kv(
         kernel,
         out_shape=[jax.ShapeDtypeStruct(folded.shape, q.dtype)] * 2,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
+            num_scalar_prefetch=len(walk.arrays),
             grid=(batch, groups, walk.rows, steps),
             in_specs=in_specs,
             out_specs=[by_key, by_key],
@@ -196,8 +196,8 @@ def _query_specs(
     groups, per_group = pallas_tpu.group_heads(heads, width)
     kinds = source.key_meta.shape[1]
 
-    def block(b, i, j, counts, blocks, full):
-        return blocks[walk.place(b, i, j)]
+    def block(b, i, j, counts, visited):
+        return walk.block(visited, b, i, j)
 
     by_query = pallas_tpu.row_spec(
         sizes.q, lambda b, g, i, j, *s: (b, block(b, i, j, *s), g)
@@ -223,7 +223,7 @@ def _query_specs(
 
 
 def _kernel_kv(
-    counts, blocks, full, *refs, walk, reach, rows: int, sizes, width: int
+    counts, visited, *refs, walk, reach, rows: int, sizes, width: int
 ) -> None:
     """One step: a block of keys against a block of the queries that see it."""
     *refs, dk, dv, total_k, total_v = refs
@@ -236,11 +236,12 @@ def _kernel_kv(
         total_v[...] = jnp.zeros_like(total_v)
 
     active = step < counts[walk.list(batch, row)]
-    place = walk.place(batch, row, step)
-    whole = full[place] == 1
+    whole = walk.is_whole(visited, batch, row, step)
 
     def visit(masked: bool) -> None:
-        left = rows - blocks[place] * sizes.q if masked else None
+        left = None
+        if masked:
+            left = rows - walk.block(visited, batch, row, step) * sizes.q
 
         @pl.loop(0, sizes.kv // sizes.kv_compute, unroll=True)
         def _(part):

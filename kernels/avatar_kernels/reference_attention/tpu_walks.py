@@ -18,16 +18,28 @@ _SPARE = 2**15  # bytes of it that the compiler may need
 
 
 class Walk(NamedTuple):
-    """The lists of one source, flat in scalar memory, and their static shape."""
+    """The lists of one source, flat in scalar memory, and their static shape.
 
-    arrays: tuple[Array, Array, Array]  # count, block, full
+    Of scalar memory there is little, so a visit is one number: twice the block's, plus
+    1 where no mask is needed.
+    """
+
+    arrays: tuple[Array, Array]  # count, visits
     rows: int  # lists per batch entry; 1: shared by all blocks
     longest: int
 
     def place(self, batch: Array, row: Array, step: Array) -> Array:
-        """Return where in `block` and `full` a step of a list lies."""
+        """Return where in `visits` a step of a list lies."""
         step = jnp.clip(step, 0, self.longest - 1)
         return self.list(batch, row) * self.longest + step
+
+    def block(self, visits: Ref, batch: Array, row: Array, step: Array) -> Array:
+        """Return the number of the block that a step visits."""
+        return visits[self.place(batch, row, step)] >> 1
+
+    def is_whole(self, visits: Ref, batch: Array, row: Array, step: Array) -> Array:
+        """Say whether that step needs no mask."""
+        return (visits[self.place(batch, row, step)] & 1) == 1
 
     def list(self, batch: Array, row: Array) -> Array:
         """Return where in `count` a list lies."""
@@ -68,12 +80,12 @@ def walk_sources(starts, scalars, keys, walks, sources, visit) -> None:
     """Call `visit(source, its rows, masked)` for the source whose turn it is."""
     batch, row, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     for index, (walk, source) in enumerate(zip(walks, sources, strict=True)):
-        count, _, full = scalars[3 * index : 3 * index + 3]
+        count, visited = scalars[2 * index : 2 * index + 2]
         parts = 3 + bool(source.reach)
         rows, keys = keys[:parts], keys[parts:]
         here = step - starts[index]
         active = (here >= 0) & (here < count[walk.list(batch, row)])
-        whole = full[walk.place(batch, row, here)] == 1
+        whole = walk.is_whole(visited, batch, row, here)
         for masked in (False, True):
             pl.when(active & (whole != masked))(
                 functools.partial(visit, source, rows, masked)
@@ -81,6 +93,6 @@ def walk_sources(starts, scalars, keys, walks, sources, visit) -> None:
 
 
 def _lay(some: Bool[Array, "B i j"], full: Bool[Array, "B i j"], longest: int) -> Walk:
-    lists = visits.list_visits(some, full, longest=longest)
-    flat = tuple(leaf.reshape(-1) for leaf in lists)
+    count, block, whole = visits.list_visits(some, full, longest=longest)
+    flat = count.reshape(-1), (2 * block + whole).reshape(-1)
     return Walk(flat, some.shape[1], longest)
