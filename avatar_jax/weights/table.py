@@ -6,9 +6,13 @@ the checkpoint; reading, exporting, checking names and shapes are then the same 
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from flax import traverse_util
+
+from avatar_jax.types import InputError
 
 Layout = Literal["same", "dense", "conv", "patch"]
 
@@ -72,3 +76,36 @@ def to_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:
             out, into, *kernel = entry.shape
             array = np.moveaxis(array.reshape(*kernel, into, out), (-1, -2), (0, 1))
     return array.reshape(entry.shape)
+
+
+def assemble(entries: Sequence[Entry], tensors: Mapping[str, np.ndarray]) -> dict:
+    """Build our tree of parameters from the tensors of a checkpoint.
+
+    Tensors that no entry names are left aside.
+
+    Raises:
+      InputError: a tensor is missing or has another shape; names it.
+    """
+    found: dict[str, dict[int | None, np.ndarray]] = {}
+    for entry in entries:
+        if entry.name not in tensors:
+            raise InputError(
+                f"the checkpoint lacks {entry.name!r} {list(entry.shape)}; use one of "
+                "this network."
+            )
+        array = np.asarray(tensors[entry.name])
+        if array.shape != entry.shape:
+            raise InputError(
+                f"{entry.name!r} should have shape {list(entry.shape)}, came "
+                f"{list(array.shape)}; use a checkpoint or a config of that size."
+            )
+        found.setdefault(entry.path, {})[entry.layer] = to_ours(array, entry)
+    flat = {path: _stack(layers) for path, layers in found.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _stack(layers: dict[int | None, np.ndarray]) -> np.ndarray:
+    """Put layers in order along a leading axis, where the leaf has one."""
+    if None in layers:
+        return layers[None]
+    return np.stack([layers[i] for i in sorted(layers)])
