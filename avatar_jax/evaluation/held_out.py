@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from avatar_jax.data import pipeline
-from avatar_jax.flow import times
 from avatar_jax.models.codec import LatentCodec
 from avatar_jax.objectives import base, flow_matching
 from avatar_jax.sampling import chunk
@@ -126,7 +125,7 @@ class Preview:
             players["model"],
             self._draw_noise(noise_rng),
             chunk.Passes(full=batch.conditions),
-            times.schedule(self.settings.num_steps, shift=self.settings.shift),
+            chunk.schedule(self.settings),
             rng,
             self.settings,
         )

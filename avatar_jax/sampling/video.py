@@ -4,12 +4,15 @@ Chunk k covers latents stride k .. stride k + F - 1, where stride = F - overlap.
 starts from the scene still; a later chunk holds the last `overlap` latents of the chunk
 before as its clean prefix, and the first latent of chunk 0 as its still (the anchor).
 The noise of latent f of the whole video is drawn from fold_in(rng, f), so that
-neighbours share it where they overlap.
+neighbours share it where they overlap; or it is given.
+
+TAVR writes its chunks onto a canvas `margin` latents longer than the speech: what the
+last chunk has beyond its end is cut off, what no chunk reaches stays noise.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,19 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from tqdm import tqdm
 
-from avatar_jax.flow import times
-from avatar_jax.models import tokens
-from avatar_jax.sampling import chunk
+from avatar_jax.sampling import chunk, passes, runs
 from avatar_jax.sampling.pretrained import Pretrained
 from avatar_jax.types import (
     FRAMES_PER_LATENT,
     Conditions,
     Leaf,
     Reference,
-    ReferenceCache,
     VideoMotion,
     count_frames,
 )
@@ -56,6 +56,9 @@ class Plan:
     num_frames: int
     chunk_latents: int
     overlap: int = 2  # latents
+    # Latents of the canvas past the speech (TAVR: 4, behind the end of its video);
+    # None: it ends with the last chunk.
+    margin: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or not 0 < self.overlap < self.chunk_latents:
@@ -63,6 +66,8 @@ class Plan:
                 f"{self} is no plan; use one frame or more and chunks longer than the "
                 "overlap."
             )
+        if self.margin is not None and self.margin < 0:
+            raise ValueError(f"margin={self.margin}; use 0 or more, or None.")
 
     @property
     def stride(self) -> int:
@@ -72,13 +77,41 @@ class Plan:
     @property
     def num_chunks(self) -> int:
         """Chunks that cover the speech; the last one may reach past its end."""
-        needed = -(-(self.num_frames - 1) // FRAMES_PER_LATENT) + 1
-        return 1 + max(0, -(-(needed - self.chunk_latents) // self.stride))
+        return 1 + max(0, -(-(self._needed - self.chunk_latents) // self.stride))
 
     @property
     def padded_frames(self) -> int:
         """Frames of all chunks together: the speech and its silence tail."""
-        return count_frames(self.chunk_latents + (self.num_chunks - 1) * self.stride)
+        return count_frames(self._reached)
+
+    @property
+    def canvas_latents(self) -> int:
+        """Latents of the whole video, as it is handed out."""
+        return self._reached if self.margin is None else self._needed + self.margin
+
+    @property
+    def noise_latents(self) -> int:
+        """Latents whose noise is needed, by chunks or as the end of the canvas."""
+        return max(self._reached, self.canvas_latents)
+
+    @property
+    def _needed(self) -> int:
+        return -(-(self.num_frames - 1) // FRAMES_PER_LATENT) + 1
+
+    @property
+    def _reached(self) -> int:
+        return self.chunk_latents + (self.num_chunks - 1) * self.stride
+
+    def read(self, index: int) -> slice:
+        """Latents of the canvas that chunk `index` covers."""
+        start = self.stride * index
+        return slice(start, start + self.chunk_latents)
+
+    def written(self, index: int) -> slice:
+        """Latents of the canvas that chunk `index` adds: none twice, to its end."""
+        covered = self.read(index)
+        start = covered.start + (self.overlap if index else 0)
+        return slice(start, min(covered.stop, self.canvas_latents))
 
     def audio_rows(self, index: int) -> slice:
         """Rows of the speech features that chunk `index` reads."""
@@ -116,22 +149,31 @@ def sample_chunks(
     plan: Plan,
     settings: chunk.Settings,
     rng: PRNGKeyArray,
+    noise: VideoMotion | None = None,
 ) -> Iterator[VideoMotion]:
     """Yield what is new in each chunk: F latents of the first, `stride` of the others.
 
     Motion codes come along where the model has that stream.
+
+    Args:
+      noise: of `plan.noise_latents` latents (and of their codes); None: drawn.
+
+    Raises:
+      ValueError: noise of another length.
     """
     noise_rng, solver_rng = jax.random.split(rng)
-    schedule = times.schedule(settings.num_steps, shift=settings.shift)
+    schedule = chunk.schedule(settings)
     shared = _shared_passes(model, params, prepared, settings)
     batch, _, *cell = prepared.still.shape
-    prefix = _no_prefix(model, plan, (batch, *cell))
+    width = model.cfg.motion_width
+    read_noise = _noise_source(noise, noise_rng, plan, (batch, *cell), width)
+    prefix = runs.make_empty(plan.overlap, (batch, *cell), width)
     anchor = jnp.asarray(prepared.still)
     patch = model.cfg.patch
     everywhere = jnp.ones((batch, cell[0] // patch, cell[1] // patch), bool)
     seen = everywhere if prepared.still_valid is None else prepared.still_valid
     for index in range(plan.num_chunks):
-        passes = _place(
+        told = passes.place(
             shared,
             audio=jnp.asarray(prepared.speech[:, plan.audio_rows(index)]),
             still=anchor,
@@ -139,14 +181,16 @@ def sample_chunks(
             prefix=prefix,
             prefix_valid=jnp.full((batch,), index > 0),
         )
-        noise = _chunk_noise(model, noise_rng, plan, index, (batch, *cell))
         key = jax.random.fold_in(solver_rng, index)
+        covered = plan.read(index)
         sample = chunk.sample_chunk(
-            model, params, noise, passes, schedule, key, settings
+            model, params, read_noise(covered), told, schedule, key, settings
         )
-        yield sample if index == 0 else _cut_overlap(sample, plan.overlap)
-        prefix = _cut_prefix(sample, plan.overlap)
+        yield runs.cut(sample, covered.start, plan.written(index))
+        prefix = runs.take_end(sample, plan.overlap)
         anchor = sample.latents[:, :1] if index == 0 else anchor
+    if plan.canvas_latents > covered.stop:
+        yield _raw_end(read_noise, slice(covered.stop, plan.canvas_latents))
 
 
 def decode_stream(
@@ -183,111 +227,47 @@ def draw_noise(
 def _shared_passes(
     model: nn.Module, params: dict, prepared: Prepared, settings: chunk.Settings
 ) -> chunk.Passes:
-    """Make the conditions that no chunk changes, with one reference cache each."""
-    null_text = jnp.asarray(prepared.null_text)
-
-    def cache(reference: Reference) -> ReferenceCache:
-        return chunk.cache_reference(model, params, reference, null_text)
-
-    reference = prepared.reference
-    if reference is not None:
-        rows = tokens.choose_capacity(reference, model.cfg.patch)
-        reference = reference.replace(capacity=rows)
-    full = Conditions(
+    """Make what every chunk is told."""
+    told = Conditions(
         text=jnp.asarray(prepared.text),
-        null_text=null_text,
+        null_text=jnp.asarray(prepared.null_text),
         motion_valid=prepared.motion_valid,
-        reference=None if reference is None else cache(reference),
+        reference=prepared.reference,
     )
-
-    def drop(name: str) -> Conditions:
-        nothing = {name: jnp.zeros((null_text.shape[0],), bool)}
-        dropped = full.replace(**nothing)
-        if reference is not None:
-            without = cache(reference.replace(**nothing))
-            dropped = dropped.replace(reference=without)
-        return dropped
-
-    without_audio = negative = without_motion = None
-    if settings.scales.audio != 1:
-        without_audio = drop("audio_valid")
-    if settings.scales.motion != 1:
-        without_motion = drop("motion_valid")
-    if settings.scales.text != 1:
-        other = prepared.negative_text
-        negative = full.replace(text=null_text if other is None else other)
-    return chunk.Passes(full, without_audio, negative, without_motion)
+    negative = prepared.negative_text
+    return passes.share(model, params, told, negative_text=negative, settings=settings)
 
 
-def _place(
-    passes: chunk.Passes,
-    *,
-    audio: Float[Array, "B frames Da"],
-    still: Float[Array, "B 1 H W C"],
-    still_valid: Bool[Array, "B h w"],
-    prefix: VideoMotion,
-    prefix_valid: Bool[Array, " B"],
-) -> chunk.Passes:
-    """Add what one chunk is told to the conditions of every pass."""
-    return jax.tree.map(
-        lambda told: told.replace(
-            audio=audio,
-            still=still,
-            still_valid=still_valid,
-            prefix=prefix.latents,
-            prefix_motion=prefix.motion,
-            prefix_valid=prefix_valid,
-        ),
-        passes,
-        is_leaf=lambda leaf: isinstance(leaf, Conditions),
-    )
-
-
-def _chunk_noise(
-    model: nn.Module,
+def _noise_source(
+    given: VideoMotion | None,
     rng: PRNGKeyArray,
     plan: Plan,
-    index: int,
     item: tuple[int, ...],
-) -> VideoMotion:
-    """Draw the noise of chunk `index`; `item` is the shape (B, H, W, C)."""
-    first, latents = plan.stride * index, plan.chunk_latents
+    motion_width: int | None,
+) -> Callable[[slice], VideoMotion]:
+    """Return what gives the noise of a chunk; `item` is the shape (B, H, W, C)."""
+    if given is not None:
+        came, expected = given.latents.shape[1], plan.noise_latents
+        if came != expected:
+            raise ValueError(f"noise of {came} latents came, {plan} needs {expected}.")
+        return lambda covered: runs.cover(given, covered)
     video_rng, motion_rng = jax.random.split(rng)
-    motion = None
-    if model.cfg.motion_width:
-        motion = draw_noise(
-            motion_rng,
-            FRAMES_PER_LATENT * first,
-            count_frames(latents),
-            (item[0], model.cfg.motion_width),
-        )
-    return VideoMotion(draw_noise(video_rng, first, latents, item), motion)
+
+    def draw(covered: slice) -> VideoMotion:
+        first, count, motion = covered.start, covered.stop - covered.start, None
+        if motion_width:
+            start, rows = FRAMES_PER_LATENT * first, count_frames(count)
+            motion = draw_noise(motion_rng, start, rows, (item[0], motion_width))
+        return VideoMotion(draw_noise(video_rng, first, count, item), motion)
+
+    return draw
 
 
-def _no_prefix(model: nn.Module, plan: Plan, item: tuple[int, ...]) -> VideoMotion:
-    """Return zeros in the shape of a prefix; `item` is the shape (B, H, W, C)."""
-    batch, *cell = item
-    motion = None
-    if model.cfg.motion_width:
-        frames = count_frames(plan.overlap)
-        motion = jnp.zeros((batch, frames, model.cfg.motion_width))
-    return VideoMotion(jnp.zeros((batch, plan.overlap, *cell)), motion)
-
-
-def _cut_overlap(sample: VideoMotion, overlap: int) -> VideoMotion:
-    """Leave out what the chunk before has shown."""
-    motion = sample.motion
-    if motion is not None:
-        motion = motion[:, count_frames(overlap) :]
-    return VideoMotion(sample.latents[:, overlap:], motion)
-
-
-def _cut_prefix(sample: VideoMotion, overlap: int) -> VideoMotion:
-    """Take the end of a chunk: its last latents and their motion codes."""
-    motion = sample.motion
-    if motion is not None:
-        motion = motion[:, -count_frames(overlap) :]
-    return VideoMotion(sample.latents[:, -overlap:], motion)
+def _raw_end(read_noise: Callable[[slice], VideoMotion], latents: slice) -> VideoMotion:
+    """Return the noise of canvas latents that no chunk reaches."""
+    # From one latent earlier: only the first of a chunk has a single code.
+    start = latents.start - 1
+    return runs.cut(read_noise(slice(start, latents.stop)), start, latents)
 
 
 def _one_ahead(items: Iterable) -> Iterator:
