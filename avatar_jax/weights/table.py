@@ -30,6 +30,8 @@ class Entry:
         "patch": a convolution that cuts patches, `D C 1 p q` there, `(p q C) D` here.
       layer: where along the leading axis of our leaf, which holds all layers; None: it
         has no such axis.
+      added: of "patch": channels that patches have here and not there. Their weights
+        are zero, so that they change nothing until they are trained.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Entry:
     path: str
     layout: Layout = "same"
     layer: int | None = None
+    added: int = 0
 
     @property
     def our_shape(self) -> tuple[int, ...]:
@@ -50,7 +53,8 @@ class Entry:
                 out, into, *kernel = self.shape
                 return (*kernel, into, out)
             case "patch":
-                return math.prod(self.shape[1:]), self.shape[0]
+                out, into, *kernel = self.shape
+                return math.prod(kernel) * (into + self.added), out
 
 
 def to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
@@ -61,12 +65,18 @@ def to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
         case "conv":
             array = np.moveaxis(array, (0, 1), (-1, -2))
         case "patch":
-            array = np.moveaxis(array, (0, 1), (-1, -2))
+            array = np.moveaxis(array, (0, 1), (-1, -2))  # ... C D
+            if entry.added:
+                array = np.pad(array, [(0, 0)] * 3 + [(0, entry.added), (0, 0)])
     return array.reshape(entry.our_shape)
 
 
 def to_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:
-    """Undo `to_ours`."""
+    """Undo `to_ours`.
+
+    Raises:
+      InputError: channels that the checkpoint has no room for are in use.
+    """
     match entry.layout:
         case "dense":
             array = array.T
@@ -74,7 +84,13 @@ def to_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:
             array = np.moveaxis(array, (-1, -2), (0, 1))
         case "patch":
             out, into, *kernel = entry.shape
-            array = np.moveaxis(array.reshape(*kernel, into, out), (-1, -2), (0, 1))
+            array = array.reshape(*kernel, into + entry.added, out)
+            if array[..., into:, :].any():
+                raise InputError(
+                    f"{entry.name!r} has room for {into} channels, but the network has "
+                    f"learnt from {entry.added} more; give one that was not trained."
+                )
+            array = np.moveaxis(array[..., :into, :], (-1, -2), (0, 1))
     return array.reshape(entry.shape)
 
 
