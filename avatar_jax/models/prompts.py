@@ -20,12 +20,13 @@ _CODES = {
     for code in range(0x80, 0x100)
 }
 _C1 = {code: char for char, code in _CODES.items() if code < 0xA0}
-_NEXT = "[" + "".join(re.escape(char) for char, code in _CODES.items() if code < 0xC0)
-_NEXT += "]"  # what a continuation byte of UTF-8 was read as
+_CONTINUING = "".join(re.escape(char) for char, code in _CODES.items() if code < 0xC0)
+_LOW = "".join(re.escape(char) for char, code in _CODES.items() if code < 0xA0)
 # Lead bytes C2 C3; E2 80..9F; F0 9F; EF BB BF (byte order mark), seen as Windows-1252.
-_LOW = "[" + "".join(re.escape(char) for char in _CODES if _CODES[char] < 0xA0) + "]"
+# A quotation mark that closes a word after Â or Ã is meant.
 _MISREAD = re.compile(
-    f"[ÂÃ]{_NEXT}|â{_LOW}{_NEXT}|ðŸ{_NEXT}{{2}}|ï»¿",
+    rf"[ÂÃ](?![’”»](?!\w))[{_CONTINUING}]"
+    rf"|â[{_LOW}][{_CONTINUING}]|ðŸ[{_CONTINUING}]{{2}}|ï»¿"
 )
 # Ligatures, full and half width forms, the ideographic space.
 _COMPATIBLE = re.compile(
