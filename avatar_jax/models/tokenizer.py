@@ -1,13 +1,14 @@
 """The tokenizer of a text encoder, read from a file that the user has.
 
 Both kinds of file that such models are published with do: `tokenizer.json` (read by the
-package tokenizers) and `spiece.model` (read by sentencepiece). Neither package is
-needed for anything else here, so both are optional.
+package tokenizers) and `spiece.model` (read by sentencepiece). The peers read the
+former. The latter gives the same tokens, except that it may spell characters outside
+its vocabulary in bytes, where the former says "unknown". Neither package is needed for
+anything else here, so both are optional.
 """
 
 import dataclasses
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ class Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Read a tokenizer file, or the one in a folder (tokenizer.json first).
+    """Read a tokenizer file, or the one in a folder: tokenizer.json if it has both.
 
     Raises:
       InputError: no such file, one of another kind, or its package is not installed.
@@ -59,7 +60,7 @@ def _find(path: Path) -> Path:
                 f"expected {' or '.join(PACKAGES)} in {path}, came neither; copy the "
                 "tokenizer that belongs to the text encoder there."
             )
-        return next((file for file in found if _is_installed(file)), found[0])
+        return found[0]
     if not path.is_file():
         raise InputError(
             f"expected a tokenizer file, {path} does not exist; give the "
@@ -74,10 +75,6 @@ def _find(path: Path) -> Path:
 
 def _package(path: Path) -> str:
     return next(p for name, p in PACKAGES.items() if Path(name).suffix == path.suffix)
-
-
-def _is_installed(path: Path) -> bool:
-    return importlib.util.find_spec(_package(path)) is not None
 
 
 def _import(path: Path) -> ModuleType:

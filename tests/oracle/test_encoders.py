@@ -1,4 +1,4 @@
-"""The frozen encoders of real models, number for number (~40 s; needs ../shared)."""
+"""The frozen encoders of real models, number for number (~25 s; needs ../shared)."""
 
 import dataclasses
 import json
