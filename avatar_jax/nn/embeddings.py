@@ -40,14 +40,17 @@ def time_speeds(width: int) -> Float64[np.ndarray, " half"]:
 def _split_time(
     t: Float[Array, " B"],
 ) -> tuple[Float[Array, "B 1"], Float[Array, "B 1"]]:
-    """Return the nearest whole timestep and the rest; k / 1000 in float32 means k."""
+    """Return the nearest whole timestep and the rest; k / 1000 in float32 means k.
+
+    Devices multiply by 0.001 instead, so one unit in the last place is forgiven.
+    """
     # Both products are exact: t has 24 bits, its halves 12, TIME_SCALE 7.
     high = jax.lax.reduce_precision(t, exponent_bits=8, mantissa_bits=11)
     product = TIME_SCALE * high
     whole = jnp.round(product)
     fraction = (product - whole) + TIME_SCALE * (t - high)
-    # What rounding k / 1000 to float32 has put in; the slope in t stays.
-    is_rounding = jnp.abs(fraction) <= TIME_SCALE * t * 2**-24
+    # What rounding has put into k / 1000 is taken out; the slope in t stays.
+    is_rounding = jnp.abs(fraction) <= TIME_SCALE * t * jnp.finfo(t.dtype).eps
     fraction = fraction - jax.lax.stop_gradient(jnp.where(is_rounding, fraction, 0))
     return whole[:, None], fraction[:, None]
 

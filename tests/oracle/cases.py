@@ -1,8 +1,8 @@
 """Golden tensors of the published networks, found by what their JSON files say.
 
-They lie outside the repository, in `oracle/` below AVATAR_JAX_SHARED or `../shared`; its
-README has names and equations. A case is the path of its JSON file. Sizes differ from
-folder to folder: take them from the JSON and from the tensors.
+They lie outside the repository, in `oracle/` below AVATAR_JAX_SHARED or `../shared`;
+names and equations are in the README there. A case is the path of its JSON file. Sizes
+differ from folder to folder: take them from the JSON and from the tensors.
 """
 
 import copy
