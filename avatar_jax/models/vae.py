@@ -154,47 +154,69 @@ def init_params(cfg: WanVAEConfig, rng: PRNGKeyArray) -> dict:
     return WanVAE(cfg).init(rng, video)["params"]
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "method", "piece", "started"))
+Half = Callable[..., Array]  # `WanVAE.encode` or `WanVAE.decode`
+
+
 def run_pieces(
     params: dict,
     cache: Leaf,
     x: Float[Array, "B frames Y X C"],
     *,
     cfg: WanVAEConfig,
-    method: Callable[..., Array],
-    piece: int,
-    started: bool,
+    half: Half,
 ) -> tuple[Leaf, Float[Array, "B some y x c"]]:
-    """Run one half of the network over the next frames of a video.
+    """Run one half of the network over the next frames, or latents, of a video.
 
     Args:
-      cache: what the call before returned; None before the first.
-      method: `WanVAE.encode` or `WanVAE.decode`.
-      piece: frames of x that are taken together, after the first.
-      started: False: the first frame of x is the video's.
+      cache: what the call before returned; None: x starts with a video's first frame.
     """
-    model = WanVAE(cfg)
-
-    def run(cache: Leaf, x: Array, first: bool) -> tuple[Leaf, Array]:
-        variables = {"params": params} | ({} if cache is None else {"cache": cache})
-        y, left = model.apply(
-            variables, x, first=first, method=method, mutable=["cache"]
-        )
-        return left["cache"], y
-
     made = []
-    if not started:
-        cache, first = run(cache, x[:, :1], True)
+    if cache is None:
+        cache, first = run_first(params, x[:, :1], cfg=cfg, half=half)
         made.append(first)
         x = x[:, 1:]
     if x.shape[1]:
-        later = functools.partial(run, first=False)
-        if cfg.remat:
-            later = jax.checkpoint(later, prevent_cse=False)
-        pieces = rearrange(x, "B (n f) ... -> n B f ...", f=piece)
-        cache, y = jax.lax.scan(later, cache, pieces)
-        made.append(rearrange(y, "n B f ... -> B (n f) ..."))
+        cache, later = run_later(params, cache, x, cfg=cfg, half=half)
+        made.append(later)
     return cache, jnp.concatenate(made, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "half"))
+def run_first(
+    params: dict, x: Float[Array, "B 1 Y X C"], *, cfg: WanVAEConfig, half: Half
+) -> tuple[Leaf, Float[Array, "B 1 y x c"]]:
+    """Run the first frame or latent of a video."""
+    variables = {"params": params}
+    y, left = WanVAE(cfg).apply(
+        variables, x, first=True, method=half, mutable=["cache"]
+    )
+    return left["cache"], y
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "half"))
+def run_later(
+    params: dict,
+    cache: Leaf,
+    x: Float[Array, "B frames Y X C"],
+    *,
+    cfg: WanVAEConfig,
+    half: Half,
+) -> tuple[Leaf, Float[Array, "B some y x c"]]:
+    """Run what follows, 4 frames or one latent at a time."""
+
+    def run(cache: Leaf, piece: Array) -> tuple[Leaf, Array]:
+        variables = {"params": params, "cache": cache}
+        y, left = WanVAE(cfg).apply(
+            variables, piece, first=False, method=half, mutable=["cache"]
+        )
+        return left["cache"], y
+
+    if cfg.remat:
+        run = jax.checkpoint(run, prevent_cse=False)
+    frames = FRAMES_PER_LATENT if half is WanVAE.encode else 1
+    pieces = rearrange(x, "B (n f) ... -> n B f ...", f=frames)
+    cache, made = jax.lax.scan(run, cache, pieces)
+    return cache, rearrange(made, "n B f ... -> B (n f) ...")
 
 
 @struct.dataclass
@@ -279,9 +301,7 @@ class WanCodec:
             state.cache,
             video,
             cfg=self.cfg,
-            method=WanVAE.encode,
-            piece=FRAMES_PER_LATENT,
-            started=state.started,
+            half=WanVAE.encode,
         )
         mean, std = self._statistics()
         latents = (moments[..., : self.channels] - mean) / std
@@ -304,9 +324,7 @@ class WanCodec:
             state.cache,
             latents.astype(jnp.float32) * std + mean,
             cfg=self.cfg,
-            method=WanVAE.decode,
-            piece=1,
-            started=state.started,
+            half=WanVAE.decode,
         )
         state = state.replace(cache=cache, started=True)
         return state, jnp.clip(pixels, -1, 1)

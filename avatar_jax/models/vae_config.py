@@ -53,7 +53,7 @@ class WanVAEConfig:
             )
         if 2 ** sum(self.time_down) != FRAMES_PER_LATENT:
             raise ValueError(
-                f"time_down={self.time_down}; latents have {FRAMES_PER_LATENT} frames, so "
+                f"time_down={self.time_down}; latents have {FRAMES_PER_LATENT} frames: "
                 "set two of these."
             )
         if not len(self.mean) == len(self.std) == self.channels:

@@ -78,6 +78,9 @@ def test_encoder_equals_the_original(case):
         latents = codec.encode(whole_latents(video))
         expected = channels_last(tensors[f"out.latents{number}"])
         np.testing.assert_allclose(latents, expected, atol=ATOL)
+        _, moments = run(codec, vae.WanVAE.encode, whole_latents(video))
+        expected = channels_last(tensors[f"mid.moments_unnormalised{number}"])
+        np.testing.assert_allclose(moments, expected, atol=ATOL)
     clip = channels_last(np.moveaxis(tensors["in.ref_frames"], 1, 0))
     latents = codec.encode_clips(clip[:, : clip.shape[1] // 4 * 4])
     expected = channels_last(tensors["out.videoref_latents"])
@@ -92,7 +95,7 @@ def test_encoder_equals_diffusers(case):
         latents = codec.encode(video)
         expected = channels_last(tensors[f"out.mode{number}"])
         np.testing.assert_allclose(latents, expected, atol=ATOL)
-        moments = run(codec, vae.WanVAE.encode, video, piece=4)[1]
+        _, moments = run(codec, vae.WanVAE.encode, video)
         expected = channels_last(tensors[f"out.moments{number}"])
         np.testing.assert_allclose(moments, expected, atol=ATOL)
 
@@ -113,6 +116,10 @@ def test_decoder_equals_the_original(case):
         pieces.append(piece)
     np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=atol)
     if dtype == "float32":
+        scaled = latents * jnp.array(codec.cfg.std) + jnp.array(codec.cfg.mean)
+        _, pixels = run(codec, vae.WanVAE.decode, scaled)
+        expected = channels_last(tensors["mid.before_clamp"])
+        np.testing.assert_allclose(pixels, expected, atol=ATOL)
         half = load_codec(case, "float16").decode(latents)
         assert 0 < np.abs(half - expected).max() < ATOL_HALF
 
@@ -126,9 +133,7 @@ def test_decoder_equals_diffusers_latent_by_latent(case):
     cache, compared = None, 0
     for step in range(latents.shape[1]):
         latent = latents[:, step : step + 1]
-        cache, pixels = run(
-            codec, vae.WanVAE.decode, latent, cache=cache, started=step > 0
-        )
+        cache, pixels = run(codec, vae.WanVAE.decode, latent, cache)
         expected = channels_last(tensors[f"mid.step{step}_before_clamp"])
         np.testing.assert_allclose(pixels, expected, atol=ATOL)
         stem = f"mid.cache_after_step{step}."
@@ -170,17 +175,9 @@ def test_a_restarted_decoder_forgets(case):
         assert np.abs(pixels - end).max() > 100 * ATOL
 
 
-def run(codec, method, x, *, cache=None, piece=1, started=False):
+def run(codec, half, x, cache=None):
     """Run the network on numbers that are not scaled."""
-    return vae.run_pieces(
-        codec.params,
-        cache,
-        x,
-        cfg=codec.cfg,
-        method=method,
-        piece=piece,
-        started=started,
-    )
+    return vae.run_pieces(codec.params, cache, x, cfg=codec.cfg, half=half)
 
 
 MANIFEST = cases.ORACLE / "tavr" / "full_manifest.json"
