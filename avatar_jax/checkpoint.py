@@ -4,8 +4,13 @@ A weights file is safetensors: keys joined by "/", metadata with the resolved mo
 config as JSON. A checkpoint is a folder per step with the items `state` (every leaf of
 a train state, sharded) and `data` (the Grain iterator). Orbax writes a step under a
 temporary name and renames it when complete, so a kill never costs the step before.
+
+Converted weights, which may be larger than memory, are a folder: `params`, in Orbax's
+layout of one array per leaf, and `metadata.json`, written last. Their leaves are read
+one by one, each device its own part.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -26,6 +31,8 @@ Tree = Any
 
 WEIGHTS_NAME = "weights.safetensors"
 CHECKPOINTS_NAME = "checkpoints"
+PARAMS_NAME = "params"
+METADATA_NAME = "metadata.json"
 
 _DTYPES = {
     "F64": np.float64,
@@ -61,13 +68,64 @@ def save_weights(
     temporary.replace(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredLeaf:
+    """A leaf of converted weights that `read` reads."""
+
+    folder: Path
+    key: str  # in the tree, joined by "/"
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(
+        self, sharding: jax.sharding.Sharding | None = None, dtype: Any = None
+    ) -> Any:
+        """Read it onto devices, or as a NumPy array where `sharding` is None."""
+        if sharding is None:
+            wanted = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
+        else:
+            wanted = ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype)
+        item, wanted = (
+            traverse_util.unflatten_dict({self.key: leaf}, sep="/")
+            for leaf in (jax.ShapeDtypeStruct(self.shape, self.dtype), wanted)
+        )
+        args = ocp.args.PyTreeRestore(item, restore_args=wanted, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            (leaf,) = jax.tree.leaves(checkpointer.restore(self.folder, args))
+        return leaf
+
+
+def is_converted(path: str | Path) -> bool:
+    """Tell whether a path is a folder of converted weights."""
+    return (Path(path) / METADATA_NAME).is_file()
+
+
+def open_converted(path: str | Path) -> tuple[Tree, dict]:
+    """Return the leaves of converted weights, none of them read, and the metadata."""
+    path = Path(path).resolve()
+    metadata = json.loads((path / METADATA_NAME).read_text())
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(path / PARAMS_NAME).item_metadata.tree
+    leaves = {
+        key: StoredLeaf(path / PARAMS_NAME, key, tuple(leaf.shape), leaf.dtype)
+        for key, leaf in traverse_util.flatten_dict(tree, sep="/").items()
+    }
+    return traverse_util.unflatten_dict(leaves, sep="/"), metadata
+
+
 def load_weights(path: str | Path) -> tuple[Tree, dict]:
-    """Read a weights file: (nested dictionary of NumPy arrays, metadata).
+    """Read weights: (nested dictionary of NumPy arrays, metadata).
+
+    Args:
+      path: a weights file, or a folder of converted weights.
 
     Raises:
       InputError: no such file, not safetensors, or one without our metadata.
     """
     path = Path(path)
+    if is_converted(path):
+        stored, metadata = open_converted(path)
+        return jax.tree.map(lambda leaf: leaf.read(), stored), metadata
     if not path.is_file():
         raise InputError(f"expected a weights file, {path} does not exist.")
     content = path.read_bytes()
@@ -97,11 +155,15 @@ def load_weights(path: str | Path) -> tuple[Tree, dict]:
 def load_parent(path: str | Path) -> tuple[Tree, dict]:
     """Read the weights to start from: a weights file, or the workdir of another run.
 
+    Converted weights come as leaves that `overlay` reads (see `open_converted`).
+
     A workdir that was not trained to its end, or still trains, gives the averaged
     weights of its newest checkpoint, player `model`, and no metadata. Nothing is
     written there.
     """
     path = Path(path)
+    if is_converted(path):
+        return open_converted(path)
     if not path.is_dir():
         return load_weights(path)
     if (path / WEIGHTS_NAME).is_file():
@@ -140,11 +202,17 @@ def overlay(params: Tree, loaded: Tree) -> Tree:
                 f"{key!r} should have shape {current[key].shape}, the weights have "
                 f"{leaf.shape}; use weights of the same size."
             )
-        leaf = np.asarray(leaf, current[key].dtype)
-        if isinstance(current[key], jax.Array):
-            leaf = jax.device_put(leaf, current[key].sharding)
-        current[key] = leaf
+        current[key] = _read_like(leaf, current[key])
     return traverse_util.unflatten_dict(current, sep="/")
+
+
+def _read_like(leaf: Any, like: Any) -> Any:
+    """Give a leaf dtype and sharding of another."""
+    sharding = like.sharding if isinstance(like, jax.Array) else None
+    if isinstance(leaf, StoredLeaf):
+        return leaf.read(sharding, like.dtype)
+    leaf = np.asarray(leaf, like.dtype)
+    return leaf if sharding is None else jax.device_put(leaf, sharding)
 
 
 def make_manager(workdir: str | Path, *, keep: int | None = 2) -> ocp.CheckpointManager:

@@ -139,9 +139,7 @@ def linear(
     yield Entry(f"{name}.bias", (out,), f"{path}/bias", layer=layer)
 
 
-def norm(
-    name: str, path: str, width: int, layer: int | None = None
-) -> Iterator[Entry]:
+def norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
     """List the two tensors of a layer norm."""
     yield Entry(f"{name}.weight", (width,), f"{path}/scale", layer=layer)
     yield Entry(f"{name}.bias", (width,), f"{path}/bias", layer=layer)
