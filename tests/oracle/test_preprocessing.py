@@ -6,23 +6,20 @@ About 15 s, most of it the video autoencoder.
 import re
 
 import cases
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avatar_jax.media import (
-    face_points,
-    fitting,
-    person_boxes,
-    pose,
-)
+from avatar_jax.media import face_points, fitting, person_boxes, pose
+from avatar_jax.models import speech_features, vae
+from avatar_jax.models.vae_config import WanVAEConfig
+from avatar_jax.sampling import tavr, tavr_pictures
+from avatar_jax.types import FRAMES_PER_SECOND, count_latents
+from avatar_jax.weights import table, wan_vae
 
+ATOL_LATENTS = 5e-5  # README of the golden tensors, section 8
 EXACT = 1e-6  # of float32 pictures in [0, 1]
-
-
-def numbers(tensors, name):
-    """Return the numbers i of the tensors `name` + i."""
-    found = [re.fullmatch(rf"{re.escape(name)}(\d+)", key) for key in tensors]
-    return sorted(int(match[1]) for match in found if match)
 
 
 def channels_last(frames):
@@ -151,3 +148,97 @@ def test_pictures_are_fitted_as_the_original_fits_them(case):
     np.testing.assert_array_equal(rounded, expected)
     video = np.moveaxis(tensors["in.pixels"], 0, -1)
     np.testing.assert_array_equal(fitting.to_pixels(video), tensors["out.uint8"])
+
+
+def load_codec(case):
+    """Build the codec that a case was made with, from its weights."""
+    told, _ = cases.load(case)
+    weights = cases.weights(case)["vae"]
+    channels = weights["conv2.bias"].shape[0]
+    cfg = WanVAEConfig(width=told["meta"]["base_dim"], channels=channels)
+    params = table.assemble(wan_vae.entries(cfg), weights)
+    return vae.WanCodec(jax.tree.map(jnp.asarray, params), cfg)
+
+
+def read_buckets(told):
+    return [tuple(told["meta"]["buckets"][name]) for name in ("landscape", "portrait")]
+
+
+def latents_last(latents):
+    """C F H W -> 1 F H W C."""
+    return np.moveaxis(latents, 0, -1)[None]
+
+
+@pytest.mark.parametrize("case", cases.find("target"))
+def test_scene_is_the_originals(case):
+    told, tensors = cases.load(case)
+    still = tensors["in.still"]
+    bucket = fitting.choose_bucket(still.shape[:2], read_buckets(told))
+    fitted = fitting.fit_still(still, bucket)
+    person = np.array(told["meta"]["person_box"])
+    cells = person_boxes.foreground_cells(person, *bucket)
+    np.testing.assert_array_equal(cells[None], tensors["out.foreground"])
+    scene = tavr_pictures.encode_scene(fitted, person, codec=load_codec(case))
+    expected = latents_last(tensors["out.latents"])
+    np.testing.assert_allclose(scene.still, expected, atol=ATOL_LATENTS)
+
+
+@pytest.mark.parametrize("case", cases.find("reference"))
+def test_reference_is_the_originals(case):
+    told, tensors = cases.load(case)
+    meta, constants, frames = (
+        told["meta"],
+        told["constants"],
+        tensors["in.frames_uint8"],
+    )
+    bucket = fitting.choose_bucket(tensors["in.still"].shape[:2], read_buckets(told))
+    plan = tavr.make_plan(meta["num_frames"], count_latents(constants["FRAME_BUCKET"]))
+    window = tavr_pictures.choose_window(
+        int(meta["duration"] * FRAMES_PER_SECOND),
+        meta["num_frames"],
+        plan.num_chunks,
+        latents=constants["reference_latents"],
+    )
+    speech = None
+    if meta["has_audio"]:
+        rows, null = tensors["in.wav2vec_features"], tensors["in.null_audio"]
+        speech = speech_features.reference_track(rows, len(frames), null[0])
+    reference = tavr_pictures.prepare_reference(
+        frames,
+        window=window,
+        bucket=bucket,
+        detector=lambda shown: tensors["in.keypoints"][: len(shown), pose.FACE],
+        codec=load_codec(case),
+        speech=speech,
+    )
+    expected = latents_last(tensors["out.latents"])
+    np.testing.assert_allclose(reference.latents, expected, atol=ATOL_LATENTS)
+    np.testing.assert_array_equal(reference.valid[0], tensors["out.face_masks"])
+    assert not np.any(reference.segment_ids)
+    if meta["has_audio"]:
+        np.testing.assert_array_equal(reference.audio, tensors["out.audio"])
+
+
+@pytest.mark.parametrize("case", cases.find("reference"))
+def test_frames_reach_the_codec_with_the_originals_roundings(case):
+    told, tensors = cases.load(case)
+    (name,) = (key for key in tensors if key.startswith("mid.vae_input_frames"))
+    first, last = map(int, re.findall(r"\d+", name))
+    lead = int(tensors["mid.vae_input_shape"][1]) - len(tensors["in.frames_uint8"])
+    bucket = tensors["in.frames_uint8"].shape[1:3]
+    index = np.maximum(np.arange(first, last + 1) - lead, 0)  # copies lead
+    fitted = fitting.fit_frames(tensors["in.frames_uint8"][index], bucket)
+    came = fitting.to_signed(fitting.to_unit(fitted))
+    expected = np.moveaxis(tensors[name], 0, -1)
+    np.testing.assert_array_equal(came, expected)
+
+
+@pytest.mark.parametrize("case", cases.find("valid_masks"))
+def test_background_and_faces_are_what_counts(case):
+    told, tensors = cases.load(case)
+    generated = told["constants"]["generated_latents"]
+    for i in range(told["meta"]["n"]):
+        cells = tensors[f"in.foreground{i}"]
+        seen = tensors[f"out.case{i}.first_chunk"][generated : generated + 1]
+        patch = cells.shape[-1] // seen.shape[-1]
+        np.testing.assert_array_equal(tavr.background_patches(cells, patch), seen)
