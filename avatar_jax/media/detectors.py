@@ -120,19 +120,14 @@ class FollowedFace:
         self, frames: Float32[np.ndarray, "frames Y X 3"]
     ) -> Float32[np.ndarray, "frames 68 3"]:
         points = np.zeros((len(frames), 68, 3), np.float32)
-        centre, reach = None, 0.0
-        for place, frame in zip(points, frames, strict=True):
+        known, last = None, 0
+        for index, frame in enumerate(frames):
             found = self.detector(to_bytes(frame))
             squares = face_shape.squares_around(found)
-            centres = (squares[:, :2] + squares[:, 2:]) / 2
-            index, away = 0, 0.0
-            if centre is not None and len(found):
-                distances = np.linalg.norm(centres - centre, axis=1)
-                index, away = int(distances.argmin()), float(distances.min())
-                side = squares[index, 2] - squares[index, 0]
-                reach += _REACH * float(side)
-            if len(found) and away <= reach:
-                place[:], centre, reach = found[index], centres[index], 0.0
+            nearest = _choose_nearest(squares, known, frames=index - last)
+            if nearest is not None:
+                points[index] = found[nearest]
+                known, last = squares[nearest], index
         return points
 
 
@@ -177,6 +172,24 @@ class PeopleOfFaces:
         ]
         boxes = np.clip(np.stack(edges, axis=1), 0, [width, height, width, height])
         return boxes.astype(np.float32)
+
+
+def _choose_nearest(
+    squares: Float32[np.ndarray, "faces 4"],
+    known: Float32[np.ndarray, " 4"] | None,
+    *,
+    frames: int,
+) -> int | None:
+    """Choose the face that a known one has become after some frames, if any has."""
+    if not len(squares):
+        return None
+    if known is None:
+        return 0
+    moved = (squares[:, :2] + squares[:, 2:] - known[:2] - known[2:]) / 2
+    distances = np.linalg.norm(moved, axis=1)
+    nearest = int(distances.argmin())
+    near = distances[nearest] <= _REACH * (known[2] - known[0]) * frames
+    return nearest if near else None
 
 
 def to_bytes(frame: Float32[np.ndarray, "Y X 3"]) -> UInt8[np.ndarray, "Y X 3"]:

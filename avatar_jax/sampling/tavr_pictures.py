@@ -20,10 +20,10 @@ from avatar_jax.models.codec import LatentCodec
 from avatar_jax.sampling import tavr
 from avatar_jax.types import FRAMES_PER_LATENT, InputError, Reference
 
-REFERENCE_LATENTS = 5  # of TAVR's reference: 20 frames
 _LOOKAHEAD = 200  # frames that are read of the person's clip past the speech's length
 _LEAST_READ = 100  # frames
-_CROPPED = (500, 5)  # frames that a crop is chosen by: every 5th of the first 500
+_CROPPED = 500  # frames that are left of a clip once it is cropped
+_CROPPED_STEP = 5  # of those that a crop is chosen by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def choose_crop(
     Raises:
       InputError: fewer than half of those frames show a face.
     """
-    looked = list(itertools.islice(frames, 0, *_CROPPED))
+    looked = list(itertools.islice(frames, 0, _CROPPED, _CROPPED_STEP))
     if not looked:
         raise InputError("expected a reference video, came one without frames.")
     points = detector(np.stack(looked).astype(np.float32) / np.float32(255))
@@ -106,7 +106,12 @@ def choose_crop(
 
 
 def choose_window(
-    clip_frames: int, num_frames: int, num_chunks: int, *, latents: int
+    clip_frames: int,
+    *,
+    num_frames: int,
+    num_chunks: int,
+    latents: int,
+    cropped: bool = False,
 ) -> slice:
     """Choose the latents of the person's clip that all chunks read.
 
@@ -114,11 +119,13 @@ def choose_window(
       clip_frames: 25 fps frames of the clip.
       num_frames: of the video that is to be made, in `num_chunks` chunks.
       latents: of the window; a shorter clip is refused.
+      cropped: `choose_crop` gave a box; TAVR then forgets what comes after 20 s.
 
     Raises:
       InputError: too short a clip.
     """
     read = min(clip_frames, max(num_frames + _LOOKAHEAD, _LEAST_READ))
+    read = min(read, _CROPPED) if cropped else read
     if read // FRAMES_PER_LATENT < latents:
         raise InputError(
             f"expected a reference of {latents * FRAMES_PER_LATENT} frames or more "

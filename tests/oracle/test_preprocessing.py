@@ -195,8 +195,8 @@ def test_reference_is_the_originals(case):
     plan = tavr.make_plan(meta["num_frames"], count_latents(constants["FRAME_BUCKET"]))
     window = tavr_pictures.choose_window(
         int(meta["duration"] * FRAMES_PER_SECOND),
-        meta["num_frames"],
-        plan.num_chunks,
+        num_frames=meta["num_frames"],
+        num_chunks=plan.num_chunks,
         latents=constants["reference_latents"],
     )
     speech = None
