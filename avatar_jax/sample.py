@@ -6,12 +6,14 @@ import hashlib
 import math
 import sys
 import time
+import typing
 from pathlib import Path
 
 import jax
 
 from avatar_jax import command
 from avatar_jax.sampling import chunk, delivery, pretrained, request, video
+from avatar_jax.training import config as config_module
 from avatar_jax.types import FRAMES_PER_SECOND, InputError
 
 CONSENT = "the person in the reference agreed to this video"
@@ -33,7 +35,8 @@ def main(argv: list[str]) -> None:
     _check(arguments, out)
     hashed = hash_inputs(asked, Path(arguments.weights))
     command.use_compilation_cache()
-    loaded = pretrained.load(arguments.weights)
+    card = read_card_file(arguments.config) if arguments.config else None
+    loaded = pretrained.load(arguments.weights, card)
     settings = _settings(arguments, loaded.card)
     prepared, plan, wave = request.prepare(asked, loaded)
     ready = time.time()
@@ -83,11 +86,22 @@ def read_consent(statement: str | None, acknowledged: bool) -> dict:
     )
 
 
+def read_card_file(path: str | Path) -> pretrained.Card:
+    """Read a config file that says what weights are and how they are sampled.
+
+    Raises:
+      InputError: no such file, or its values are not those of a card.
+    """
+    module = config_module.load_module(path, needs=("get_config",))
+    return pretrained.read_card(module.get_config().to_dict(), path)
+
+
 def announce_compile(loaded: pretrained.Pretrained, settings: chunk.Settings) -> None:
     """Say what the first chunk waits for."""
     card = loaded.card
+    height, width = card.shape
     print(
-        f"compiling {card.chunk_latents} latents of {card.size}x{card.size} px, "
+        f"compiling {card.chunk_latents} latents of {width}x{height} px, "
         f"{settings.num_steps} steps, on {jax.devices()[0].device_kind}: up to a "
         f"minute the first time; kept in {jax.config.jax_compilation_cache_dir}",
         flush=True,
@@ -98,6 +112,7 @@ def _settings(arguments: argparse.Namespace, card: pretrained.Card) -> chunk.Set
     return pretrained.choose_settings(
         card,
         num_steps=arguments.steps,
+        solver=arguments.solver,
         overshoot=arguments.overshoot,
         audio_guidance=arguments.audio_guidance,
         text_guidance=arguments.text_guidance,
@@ -197,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
     consent.add_argument("--consent", metavar="FILE", help="the person's statement")
     consent.add_argument("--i-have-consent", action="store_true", help=CONSENT)
     add("--weights", default=str(pretrained.TINY_WEIGHTS), metavar="SAFETENSORS")
+    add(
+        "--config",
+        metavar="FILE",
+        help="such as configs/tavr.py: what the weights are, and how they are sampled, "
+        "in place of what they say",
+    )
     add("--prompt", default="")
     add("--negative-prompt", default="", help="for --text-guidance above 1")
     add("--crop", choices=("face", "none"), default="face", help="none: as it is")
@@ -206,11 +227,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=0, help="pixels of the file; 0: the model's")
     own = "; default: the weights' own"
     add("--steps", type=int, help=f"solver steps{own}")
+    add("--solver", choices=typing.get_args(chunk.Solver), help=f"of steps{own}")
     add("--shift", type=float, help=f"of times; 5 for large pictures{own}")
     add("--overshoot", type=float, help=f"0: Euler; 1: the paper's{own}")
     add("--audio-guidance", type=float, help=f"1: off{own}")
     add("--motion-guidance", type=float, help=f"of the person's codes; 1: off{own}")
-    add("--text-guidance", type=float, default=1.0, help="1: off")
+    add("--text-guidance", type=float, help=f"1: off{own}")
     add("--seed", type=int, default=42)
     return parser
 

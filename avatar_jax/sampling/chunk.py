@@ -30,7 +30,7 @@ Digits = Literal["float32", "bfloat16"]
 class Settings:
     """How a chunk is sampled. The paper: 24 steps, shift 5 (480p), overshoot 1.
 
-    TAVR: 24 steps, shift 5, "unipc", latents of "bfloat16".
+    TAVR: 24 steps, shift 5, "unipc", latents of bfloat16.
     """
 
     num_steps: int = 24
@@ -41,12 +41,12 @@ class Settings:
     overshoot: float = 0.0
     scales: guidance.Scales = guidance.Scales()
     motion_lead: float = 1.0  # codes run ahead by a shift of 1 / lead; 1: not at all
-    latents: Digits = "float32"  # of "unipc", from one step to the next
+    latent_dtype: Digits = "float32"  # of "unipc", from one step to the next
     # Step (from 0) before which the reference is hidden; below 0: throughout.
     reference_from: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in (("solver", Solver), ("latents", Digits)):
+        for name, kind in (("solver", Solver), ("latent_dtype", Digits)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}; use one of "
@@ -56,9 +56,9 @@ class Settings:
             raise ValueError(
                 f"overshoot={self.overshoot} is of another solver than unipc; use 0."
             )
-        if self.solver != "unipc" and self.latents != "float32":
+        if self.solver != "unipc" and self.latent_dtype != "float32":
             raise ValueError(
-                f"latents={self.latents!r} are of solver='unipc', came "
+                f"latent_dtype={self.latent_dtype!r} is of solver='unipc', came "
                 f"{self.solver!r}; use that, or float32."
             )
 
@@ -205,7 +205,7 @@ def _solve(
         noise,
         VideoMotion(times, ahead),
         steps=VideoMotion(steps(settings.shift), own),
-        bfloat16=settings.latents == "bfloat16",
+        bfloat16=settings.latent_dtype == "bfloat16",
     )
 
 

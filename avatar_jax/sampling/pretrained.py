@@ -12,7 +12,7 @@ from avatar_jax import checkpoint
 from avatar_jax.flow import guidance
 from avatar_jax.models import codec, dit, judges, speech, text
 from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.sampling import chunk
+from avatar_jax.sampling import chunk, encoders
 from avatar_jax.types import (
     Conditions,
     InputError,
@@ -29,8 +29,9 @@ class Card:
     """What the metadata of a weights file says; `to_metadata` is its written form."""
 
     config: DiTConfig
-    size: int  # pixels, side of the square picture
+    size: int  # pixels, height of the picture
     chunk_latents: int  # F of one chunk
+    width: int = 0  # pixels of the picture; 0: it is a square
     codec: str = "dct64"
     speech: str = "log_mel"
     text: str = "bytes"
@@ -51,6 +52,9 @@ class Card:
     shift: float = 1.0
     motion_lead: float = 1.0
     motion_guidance: float = 1.0
+    text_guidance: float = 1.0
+    solver: chunk.Solver = "overshoot"
+    latent_dtype: chunk.Digits = "float32"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.overshoot < 0 or self.audio_guidance < 1:
@@ -63,6 +67,14 @@ class Card:
                 f"shift={self.shift}, motion_lead={self.motion_lead}, motion_guidance="
                 f"{self.motion_guidance}; use above 0, and at least 1 and 1."
             )
+        chunk.Settings(  # refuses what does not go together
+            solver=self.solver, overshoot=self.overshoot, latent_dtype=self.latent_dtype
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the picture, in pixels."""
+        return self.size, self.width or self.size
 
     def to_metadata(self) -> dict:
         """Return plain values for `checkpoint.save_weights`."""
@@ -92,9 +104,10 @@ def choose_settings(
     card: Card,
     *,
     num_steps: int | None = None,
+    solver: chunk.Solver | None = None,
     overshoot: float | None = None,
     audio_guidance: float | None = None,
-    text_guidance: float = 1.0,
+    text_guidance: float | None = None,
     shift: float | None = None,
     motion_lead: float | None = None,
     motion_guidance: float | None = None,
@@ -102,7 +115,8 @@ def choose_settings(
     """Return the sampler's settings; what is None is the weights' own choice.
 
     Raises:
-      InputError: guidance by motion codes that the weights do not know.
+      InputError: guidance by motion codes that the weights do not know, or overshoot
+        of another solver.
     """
     if motion_guidance is None:
         motion_guidance = card.motion_guidance
@@ -111,21 +125,35 @@ def choose_settings(
             "expected a motion guidance of 1, since these weights know no motion "
             f"codes, came {motion_guidance}; leave it at 1."
         )
+    own = solver is None or solver == card.solver
+    solver = card.solver if solver is None else solver
+    if solver != "overshoot" and overshoot:
+        raise InputError(
+            f"expected overshoot of the solver overshoot, came {overshoot} with "
+            f"{solver}; leave it out, or choose the other solver."
+        )
+    if overshoot is None:
+        overshoot = card.overshoot if own else 0.0
     return chunk.Settings(
         num_steps=card.num_steps if num_steps is None else num_steps,
         shift=card.shift if shift is None else shift,
+        solver=solver,
         motion_lead=card.motion_lead if motion_lead is None else motion_lead,
-        overshoot=card.overshoot if overshoot is None else overshoot,
+        overshoot=overshoot,
+        latent_dtype=card.latent_dtype if own else "float32",
         scales=guidance.Scales(
             audio=card.audio_guidance if audio_guidance is None else audio_guidance,
-            text=text_guidance,
+            text=card.text_guidance if text_guidance is None else text_guidance,
             motion=motion_guidance,
         ),
     )
 
 
-def load(path: str | Path) -> Pretrained:
+def load(path: str | Path, card: Card | None = None) -> Pretrained:
     """Load a weights file written with a `Card`.
+
+    Args:
+      card: what the weights are, in place of what they say.
 
     Raises:
       InputError: no weights file, one of another kind, or one whose arrays do not fit
@@ -133,24 +161,26 @@ def load(path: str | Path) -> Pretrained:
         Or an encoder that is not known or does not fit.
     """
     params, metadata = checkpoint.load_weights(path)
-    card = read_card(metadata, path)
+    card = read_card(metadata, path) if card is None else card
     check_params(expected_shapes(dit.AvatarDiT(card.config), card), params, path)
     return assemble(card, params, path)
 
 
 def assemble(card: Card, params: dict, path: str | Path = "this card") -> Pretrained:
     """Join a network and the encoders that its card names; `path` is for errors."""
-    motion = _person_encoder("motion", card.motion)
+    motion = encoders.load_judge("motion", card.motion)
     if motion is not None:
         _check_codes(card, motion, path)
     return Pretrained(
         card=card,
         model=dit.AvatarDiT(card.config),
         params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params),
-        codec=_codec(card.codec),
-        speech=_speech_encoder(card.speech),
-        text=_text_encoder(card),
-        identity=_person_encoder("identity", card.identity),
+        codec=encoders.make_codec(card.codec),
+        speech=encoders.make_speech(card.speech),
+        text=encoders.make_text(
+            card.text, length=card.text_length, width=card.config.text_width
+        ),
+        identity=encoders.load_judge("identity", card.identity),
         motion=motion,
     )
 
@@ -255,34 +285,6 @@ def _build(kind: type, fields: dict, path: str | Path) -> Any:
     # JSON knows no tuples, and a config must be hashable.
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return kind(**fields)
-
-
-def _codec(name: str) -> codec.LatentCodec:
-    channels = name.removeprefix("dct")
-    if channels == name or not channels.isdigit():
-        raise InputError(f"codec {name!r} is not known; expected dct<channels>.")
-    return codec.DCTCodec(channels=int(channels))
-
-
-def _speech_encoder(name: str) -> speech.SpeechEncoder:
-    if name != "log_mel":
-        raise InputError(f"speech encoder {name!r} is not known; expected log_mel.")
-    return speech.LogMel()
-
-
-def _text_encoder(card: Card) -> text.TextEncoder:
-    if card.text != "bytes":
-        raise InputError(f"text encoder {card.text!r} is not known; expected bytes.")
-    return text.Bytes(length=card.text_length, width=card.config.text_width)
-
-
-def _person_encoder(kind: judges.Kind, name: str) -> judges.Judge | None:
-    """Load what reads codes or looks off a person's video; "" is none."""
-    if not name:
-        return None
-    if name != "procedural":
-        raise InputError(f"{kind} encoder {name!r} is not known; expected procedural.")
-    return judges.load(judges.asset(kind, "training"))
 
 
 def _check_codes(card: Card, motion: judges.Judge, path: str | Path) -> None:

@@ -99,11 +99,13 @@ class Run:
     check_parent: Callable[[dict, str], None] | None = None
 
 
-def load_module(path: str | Path) -> ModuleType:
+def load_module(
+    path: str | Path, *, needs: tuple[str, ...] = ("get_config", "get_run")
+) -> ModuleType:
     """Import a config file; one that is not found here is sought beside the package.
 
     Raises:
-      InputError: no such file, or it lacks `get_config` or `get_run`.
+      InputError: no such file, or it lacks one of the functions that it needs.
     """
     tried = [Path(path), Path(__file__).parents[2] / path]
     found = next((p for p in tried if p.is_file()), None)
@@ -117,7 +119,7 @@ def load_module(path: str | Path) -> ModuleType:
         raise InputError(f"config file {found} is not Python; its name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("get_config", "get_run"):
+    for name in needs:
         if not hasattr(module, name):
             raise InputError(f"config file {found} defines no {name}().")
     return module

@@ -65,7 +65,7 @@ def test_a_video_and_each_of_its_steps_are_the_originals(case, steps):
     )
     canvas = np.concatenate([run.latents[0] for run in runs])
     jax.effects_barrier()
-    atol = ATOL if settings.latents == "float32" else BFLOAT16_ATOL
+    atol = ATOL if settings.latent_dtype == "float32" else BFLOAT16_ATOL
     np.testing.assert_allclose(canvas, _ours(tensors["out.canvas"]), atol=atol)
     for name, came in steps.items():
         theirs = "latents_after" if name == "after" else name
@@ -173,7 +173,7 @@ def _settings(told):
         shift=asked["shift"],
         solver="unipc",
         scales=guidance.Scales(audio=asked["aud_scale"], text=asked["txt_scale"]),
-        latents="float32" if meta["variant"] == "f32" else "bfloat16",
+        latent_dtype="float32" if meta["variant"] == "f32" else "bfloat16",
         reference_from=asked["start_use_videoref_step"],
     )
 

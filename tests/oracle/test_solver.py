@@ -9,6 +9,8 @@ import pytest
 from avatar_jax.flow import unipc
 
 ATOL = 1e-5  # float32 coefficients there, float64 here
+# A value between two of bfloat16 may be rounded the other way, and stays off by that.
+FLIPPED, FLIP_ATOL = 0.01, 0.05
 
 
 def _read(case):
@@ -29,17 +31,14 @@ def test_steps_of_given_velocities_are_the_originals(case):
     (sigmas, _), bfloat16, tensors = _read(case)
     steps, made = unipc.make_steps(sigmas), []
 
-    def record(state):
-        made.append((state.sample, state.corrected, state.estimate))
-
     state = unipc.start(jnp.asarray(tensors["in.sample"]))
     for i, velocity in enumerate(jnp.asarray(tensors["in.model_outputs"])):
         row = jax.tree.map(lambda leaf, i=i: leaf[i], steps)
         state = unipc.step(state, velocity, row, bfloat16=bfloat16)
-        record(state)
+        made.append((state.sample, state.corrected, state.estimate))
     names = "out.samples", "out.corrected_samples", "out.x0_predictions"
     for name, came in zip(names, zip(*made, strict=True), strict=True):
-        np.testing.assert_allclose(np.stack(came), tensors[name], atol=ATOL)
+        _assert_close(np.stack(came), tensors[name], bfloat16)
     whole = unipc.solve(
         _replay(tensors["in.model_outputs"]),
         jnp.asarray(tensors["in.sample"]),
@@ -47,7 +46,15 @@ def test_steps_of_given_velocities_are_the_originals(case):
         steps=steps,
         bfloat16=bfloat16,
     )
-    np.testing.assert_allclose(whole, tensors["out.samples"][-1], atol=ATOL)
+    _assert_close(np.asarray(whole), tensors["out.samples"][-1], bfloat16)
+
+
+def _assert_close(came, expected, bfloat16):
+    if bfloat16:
+        np.testing.assert_allclose(came, expected, atol=FLIP_ATOL)
+        assert np.mean(np.abs(came - expected) > ATOL) <= FLIPPED
+    else:
+        np.testing.assert_allclose(came, expected, atol=ATOL)
 
 
 def _replay(velocities):
