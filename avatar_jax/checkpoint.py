@@ -44,6 +44,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_AS_NUMPY = ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 def save_weights(
@@ -82,7 +83,7 @@ class StoredLeaf:
     ) -> Any:
         """Read it onto devices, or as a NumPy array where `sharding` is None."""
         if sharding is None:
-            wanted = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
+            wanted = dataclasses.replace(_AS_NUMPY, dtype=dtype)
         else:
             wanted = ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype)
         item, wanted = (
@@ -125,7 +126,11 @@ def load_weights(path: str | Path) -> tuple[Tree, dict]:
     path = Path(path)
     if is_converted(path):
         stored, metadata = open_converted(path)
-        return jax.tree.map(lambda leaf: leaf.read(), stored), metadata
+        args = ocp.args.PyTreeRestore(
+            restore_args=jax.tree.map(lambda _: _AS_NUMPY, stored)
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path.resolve() / PARAMS_NAME, args), metadata
     if not path.is_file():
         raise InputError(f"expected a weights file, {path} does not exist.")
     content = path.read_bytes()

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from avatar_jax.types import InputError
 
@@ -76,7 +76,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
 
 
-def parameter_shardings(tree: Tree, mesh: Mesh) -> Tree:
+def parameter_shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
     """Give each leaf (array or ShapeDtypeStruct) its NamedSharding by PARAMETER_RULES.
 
     The tree may hold optimiser state: its paths end like those of the parameters. An
@@ -87,7 +87,9 @@ def parameter_shardings(tree: Tree, mesh: Mesh) -> Tree:
     )
 
 
-def _find_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _find_spec(
+    path: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
     spec = next(spec for rule, spec in PARAMETER_RULES if re.search(rule, name))
     if not spec or len(spec) > len(shape):

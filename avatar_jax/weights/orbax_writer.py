@@ -88,22 +88,22 @@ class _LeafHandler(ocp.type_handlers.TypeHandler):
         """Write leaf after leaf, block after block."""
         for leaf, info in zip(values, infos, strict=True):
             await info.await_path_creation()
-            await self._write(leaf, info.path)
+            self._write(leaf, info.path)
         return []
 
-    async def _write(self, leaf: Leaf, folder: os.PathLike) -> None:
+    def _write(self, leaf: Leaf, folder: os.PathLike) -> None:
         chunks = self._chunks[leaf.path]
-        array = await tensorstore.open(
+        array = tensorstore.open(
             _spec(folder, chunks),
             open=True,  # another process may have been first
             create=True,
             dtype=tensorstore.dtype(leaf.dtype.name),
             shape=leaf.shape,
-        )
+        ).result()
         for number, start in enumerate(range(0, leaf.shape[0], chunks[0])):
             stop = min(start + chunks[0], leaf.shape[0])
             if number % jax.process_count() == jax.process_index():
-                await array[start:stop].write(leaf.read(start, stop))
+                array[start:stop].write(leaf.read(start, stop)).result()
             self._progress.update(leaf.nbytes // leaf.shape[0] * (stop - start))
 
 
@@ -113,6 +113,7 @@ def _spec(folder: os.PathLike, chunks: tuple[int, ...]) -> dict[str, Any]:
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{os.fspath(folder)}/"},
+        "store_data_equal_to_fill_value": True,  # Orbax misses files of zeros else
         "metadata": {
             "chunk_grid": grid,
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
