@@ -122,6 +122,7 @@ def _settings(arguments: argparse.Namespace, card: pretrained.Card) -> chunk.Set
 
 
 def _request(arguments: argparse.Namespace) -> request.Request:
+    detector = arguments.face_detector
     return request.Request(
         reference=tuple(Path(path) for path in arguments.reference),
         audio=Path(arguments.audio),
@@ -131,6 +132,7 @@ def _request(arguments: argparse.Namespace) -> request.Request:
         crop=arguments.crop,
         blank_person=arguments.blank_person,
         seconds=arguments.seconds,
+        face_detector=Path(detector) if detector else None,
     )
 
 
@@ -221,6 +223,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", default="")
     add("--negative-prompt", default="", help="for --text-guidance above 1")
     add("--crop", choices=("face", "none"), default="face", help="none: as it is")
+    add(
+        "--face-detector",
+        metavar="ONNX",
+        help="YuNet's weights; default: OpenCV's own cascade",
+    )
     add("--blank-person", action="store_true", help="grey in the still")
     add("--seconds", type=float, metavar="N", help="only the first N seconds")
     add("--fps", type=int, default=FRAMES_PER_SECOND, help="of the file")

@@ -194,6 +194,8 @@ def test_references_may_be_named_one_by_one(run, folder, capsys):
         ({"audio": "{folder}/silent.mp4"}, "no audio track"),
         ({"audio": "{folder}/consent.txt"}, "consent.txt"),
         ({"still": "{folder}/w.safetensors"}, "w.safetensors"),
+        ({"face_detector": "nowhere.onnx"}, "nowhere.onnx does not exist"),
+        ({"face_detector": "{folder}/consent.txt"}, "expected the weights of YuNet"),
         ({"weights": "{folder}/me.mp4"}, "expected a safetensors file"),
         ({"steps": 0}, "--steps of 1 or more"),
         ({"audio_guidance": 0.5}, "--audio-guidance of 1 or more"),

@@ -111,6 +111,18 @@ def load_yunet(path: Path) -> YuNet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Squares:
+    """Boxes of faces as the cascade draws them, by any detector: a `faces.Detect`."""
+
+    detector: FaceDetector
+
+    def __call__(
+        self, frame: UInt8[np.ndarray, "Y X 3"]
+    ) -> Float32[np.ndarray, "faces 4"]:
+        return face_shape.squares_around(self.detector(frame))
+
+
+@dataclasses.dataclass(frozen=True)
 class FollowedFace:
     """One face through a clip: the largest at first, then always the nearest."""
 

@@ -5,7 +5,7 @@ the cascade draws them. It ships with opencv-python-headless 4.x: nothing is dow
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -35,6 +35,9 @@ _SMOOTHING = 2.0  # frames, standard deviation of the Gaussian over a track
 # The mouth within a face box, as shares of its sides.
 _MOUTH = np.array([0.26, 0.67, 0.74, 0.95], np.float32)
 
+# An RGB frame (uint8, Y X 3) to its faces' boxes (float32, faces 4), the largest first.
+Detect = Callable[[np.ndarray], np.ndarray]
+
 
 def detect_faces(
     frame: UInt8[np.ndarray, "Y X 3"],
@@ -45,18 +48,23 @@ def detect_faces(
 
 
 def track_face(
-    frames: Iterable[UInt8[np.ndarray, "Y X 3"]],
+    frames: Iterable[UInt8[np.ndarray, "Y X 3"]], *, detect: Detect | None = None
 ) -> tuple[Float32[np.ndarray, "frames 4"], Bool[np.ndarray, " frames"]]:
     """Follow the largest face of the first frames that show one.
 
     Returns smoothed boxes, interpolated where no face was found, and where one was;
     with no face at all the boxes are zeros.
+
+    Args:
+      detect: boxes as the cascade draws them; None: the cascade, first near the last
+        place of the face.
     """
     boxes, sides, known = [], [], None
     for frame in frames:
-        box = None if known is None else _follow(frame, known)
+        follows = known is not None and detect is None
+        box = _follow(frame, known) if follows else None
         if box is None:
-            box = _nearest(detect_faces(frame), known)
+            box = _nearest((detect or detect_faces)(frame), known)
         boxes.append(np.full(4, np.nan, np.float32) if box is None else box)
         if box is not None:
             sides.append(box[2] - box[0])

@@ -33,7 +33,14 @@ class Portrait:
     best: int  # frame that makes the best still
 
 
-def read_portrait(path: Path, *, most: int, crop: Crop, size: int) -> Portrait:
+def read_portrait(
+    path: Path,
+    *,
+    most: int,
+    crop: Crop,
+    size: int,
+    detect: faces.Detect | None = None,
+) -> Portrait:
     """Read up to `most` frames as square pictures of `size` pixels, with their faces.
 
     Args:
@@ -41,6 +48,7 @@ def read_portrait(path: Path, *, most: int, crop: Crop, size: int) -> Portrait:
         moves and the room rests, unless the file already has the model's size; "none"
         takes square pictures whole. Of pictures that are taken whole the face is
         believed to be where portraits have it.
+      detect: finds faces; None: OpenCV's cascade.
 
     Raises:
       InputError: unreadable, not square where it has to be, no face or several.
@@ -57,7 +65,7 @@ def read_portrait(path: Path, *, most: int, crop: Crop, size: int) -> Portrait:
         boxes, found = portrait_boxes(len(frames), height)
         cut = np.array([0, 0, width, height], np.float32)
     else:
-        boxes, found = _track_person(frames, path)
+        boxes, found = _track_person(frames, path, detect)
         # The same crop as that of the records that models learn from.
         cut = faces.square_around(boxes, scale=faces.CROP_SCALE, within=(height, width))
     return Portrait(
@@ -133,17 +141,17 @@ def to_video(
 
 
 def _track_person(
-    frames: UInt8[np.ndarray, "frames Y X 3"], path: Path
+    frames: UInt8[np.ndarray, "frames Y X 3"], path: Path, detect: faces.Detect | None
 ) -> tuple[Float32[np.ndarray, "frames 4"], Bool[np.ndarray, " frames"]]:
     """Follow the one face of a clip; InputError for none and for several."""
-    boxes, found = faces.track_face(frames)
+    boxes, found = faces.track_face(frames, detect=detect)
     if not found.any():
         raise InputError(
             f"expected a face, none was found in {path}; show it from the front, "
             "or give square pictures with --crop none."
         )
     looks = np.unique(np.linspace(0, len(frames) - 1, _LOOKS).round().astype(int))
-    seen = [faces.detect_faces(frames[index]) for index in looks]
+    seen = [(detect or faces.detect_faces)(frames[index]) for index in looks]
     sides = [each[:, 2] - each[:, 0] for each in seen if len(each)]
     counts = [int((side >= _COMPARABLE * side.max()).sum()) for side in sides]
     several = [count for count in counts if count > 1]

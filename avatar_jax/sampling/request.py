@@ -1,6 +1,7 @@
 """From files to what a video is made of: pictures, speech and prompt as arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from avatar_jax.media import decode, loudness
+from avatar_jax.media import decode, detectors, loudness
 from avatar_jax.sampling import person as people
 from avatar_jax.sampling import pictures, video
 from avatar_jax.sampling.pretrained import Pretrained
@@ -33,6 +34,7 @@ class Request:
         first reference.
       blank_person: of the still; the person is then known from the reference alone.
       seconds: of the speech; None: all of it.
+      face_detector: weights of YuNet; None: OpenCV's cascade finds the faces.
     """
 
     reference: Path | tuple[Path, ...]
@@ -43,6 +45,7 @@ class Request:
     crop: pictures.Crop = "face"
     blank_person: bool = False
     seconds: float | None = None
+    face_detector: Path | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.reference, Path):
@@ -140,15 +143,16 @@ def _read_pictures(
     """Return the still, its patches that show something (None: all), the person."""
     card = pretrained.card
     most = max(REFERENCE_FRAMES, FRAMES_PER_LATENT * card.reference_latents)
-    portraits = [
-        pictures.read_portrait(path, most=most, crop=request.crop, size=card.size)
-        for path in request.reference
-    ]
+    detect = None
+    if request.face_detector is not None:
+        detect = detectors.Squares(detectors.load_yunet(request.face_detector))
+    read = functools.partial(
+        pictures.read_portrait, crop=request.crop, size=card.size, detect=detect
+    )
+    portraits = [read(path, most=most) for path in request.reference]
     scene = portraits[0]
     if request.still is not None:
-        scene = pictures.read_portrait(
-            request.still, most=1, crop=request.crop, size=card.size
-        )
+        scene = read(request.still, most=1)
     still, valid = scene.frames[scene.best], None
     if request.blank_person:
         box, cell = scene.boxes[scene.best], pretrained.patch_side

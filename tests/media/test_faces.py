@@ -44,6 +44,19 @@ def test_frames_without_a_face_are_bridged(drawn):
     np.testing.assert_allclose(boxes, steady, atol=3)
 
 
+def test_another_detector_finds_the_faces_that_are_tracked():
+    def detect(frame):
+        step = float(frame[0, 0, 0])
+        if step == 4:
+            return np.zeros((0, 4), np.float32)
+        return np.array([[10 + step, 20, 50 + step, 60]], np.float32)
+
+    frames = np.tile(np.arange(9, dtype=np.uint8)[:, None, None, None], (1, 70, 80, 3))
+    boxes, found = faces.track_face(frames, detect=detect)
+    np.testing.assert_array_equal(found, np.arange(9) != 4)
+    np.testing.assert_allclose(boxes[2:7, 0], 10 + np.arange(2, 7), atol=1)
+
+
 def test_picture_without_a_face_has_none():
     noise = np.random.default_rng(0).integers(0, 255, (3, 60, 80, 3), np.uint8)
     boxes, found = faces.track_face(noise)

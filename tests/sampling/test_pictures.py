@@ -73,7 +73,9 @@ def test_a_portrait_is_cropped_as_the_records_are(tmp_path, monkeypatch):
     video = np.repeat(frame[None], 26, axis=0)
     encode.write_video(tmp_path / "wide.mp4", video, np.ones(26 * 640, np.float32) / 9)
     track = np.tile(BOX - np.array([14, 0, 14, 0], np.float32), (26, 1))
-    monkeypatch.setattr(faces, "track_face", lambda _: (track, np.ones(26, bool)))
+    monkeypatch.setattr(
+        faces, "track_face", lambda *_, **__: (track, np.ones(26, bool))
+    )
     config = clips.ClipsConfig(folder=tmp_path, size=32)
     _, record = clips.make_record(config, "wide.mp4")
     learnt = decode.decode_bytes(record["video"])
@@ -103,6 +105,18 @@ def test_the_face_is_known_in_the_square_frames(tmp_path):
     np.testing.assert_allclose(sides, 64 / faces.CROP_SCALE, atol=2)
     middles = (portrait.boxes[:, :2] + portrait.boxes[:, 2:]) / 2
     np.testing.assert_allclose(middles, 32, atol=4)
+
+
+def test_faces_are_those_of_the_detector_that_is_given(tmp_path):
+    """Nobody is in the picture for the cascade."""
+    encode.write_video(tmp_path / "grey.mp4", np.full((3, 90, 120, 3), 99, np.uint8))
+    box = np.array([[40, 30, 70, 60]], np.float32)
+    portrait = pictures.read_portrait(
+        tmp_path / "grey.mp4", most=9, crop="face", size=32, detect=lambda _: box
+    )
+    assert portrait.found.all()
+    expected = (1 + np.array([-1, -1, 1, 1]) / faces.CROP_SCALE) * 16
+    np.testing.assert_allclose(portrait.boxes, np.tile(expected, (3, 1)), atol=0.5)
 
 
 def test_two_people_are_refused(tmp_path):
