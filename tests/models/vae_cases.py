@@ -1,5 +1,7 @@
 """A small autoencoder whose weights are random, for tests that need no checkpoint."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ SMALL = WanVAEConfig(
     std=(1.0, 2.0, 0.5, 1.5, 0.8),
     decode_dtype="float32",
 )
+SHALLOW = dataclasses.replace(SMALL, multipliers=(1, 3, 2), time_down=(True, True))
 
 
 def random_params(cfg):
