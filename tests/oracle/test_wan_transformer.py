@@ -32,7 +32,7 @@ def test_exact_sinusoids_move_the_velocity_a_little(case):
 def test_embeddings_equal_the_original(case, monkeypatch):
     _use_float32_features(monkeypatch, case)
     tensors = cases.load(case)[1]
-    cfg, params = transformers.wan(case)
+    cfg, params = transformers.wan_text_to_video(case)
     x, context, time, _ = embed.Embed(cfg).apply(
         {"params": params["embed"]}, *_inputs(case), method="target"
     )
@@ -53,7 +53,7 @@ def test_embeddings_equal_the_original(case, monkeypatch):
 
 
 def _velocity(case):
-    cfg, params = transformers.wan(case)
+    cfg, params = transformers.wan_text_to_video(case)
     model = dit.AvatarDiT(cfg)
     run = jax.jit(lambda *args: model.apply({"params": params}, *args))
     return run(*_inputs(case)).latents
