@@ -1,9 +1,9 @@
 """Who finds faces and people: slots, and what fills them when nobody gives better.
 
 Each is a callable on arrays. What is shipped here needs no download: the cascade of
-OpenCV; YuNet (arXiv:2204.05083) by a weight file of the user's, through OpenCV. A pose
-network (`pose.PoseDetector`) is surer than either, as TAVR uses one; the slots take it
-as they take any other.
+OpenCV; YuNet (Wu, Peng and Yu 2023) by a weight file of the user's, through OpenCV. A
+pose network (`pose.PoseDetector`) is surer than either, as TAVR uses one; the slots
+take it as they take any other.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _OVERLAP = 0.3  # of boxes that are one face
 _CANDIDATES = 5000  # that overlap is looked for among
 _YUNET_COLUMNS = 15  # x, y, width, height, five points, score
 _REACH = 1.0  # face sides that a face moves from frame to frame, at most
-# A person around a face, in face sides: half the width, and above the brows.
+# A person around a face's square, in its sides: half the width, and above the square.
 _BODY = np.array([1.5, 0.6])
 
 
