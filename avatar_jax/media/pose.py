@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from avatar_jax.media import person_boxes, resampling
 
@@ -92,7 +92,9 @@ class PoseDetector:
         return points
 
 
-def find_people(frames: Float32[np.ndarray, "frames Y X 3"], detector: PersonDetector):
+def find_people(
+    frames: Float32[np.ndarray, "frames Y X 3"], detector: PersonDetector
+) -> tuple[Int[np.ndarray, "frames 4"], Bool[np.ndarray, " frames"]]:
     """Find the person in frames of a run (`person_boxes.choose_people`)."""
     pictures = np.stack([person_boxes.fit_letterbox(frame) for frame in frames])
     box = person_boxes.Letterbox(*frames.shape[1:3])

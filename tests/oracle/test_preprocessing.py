@@ -1,6 +1,6 @@
 """Pictures are prepared as the original prepares them, to the pixel (needs ../shared).
 
-About 15 s, most of it the video autoencoder.
+About 30 s, most of it the video autoencoder.
 """
 
 import re
