@@ -1,4 +1,4 @@
-"""The video autoencoder: pieces, causality, gradients, meshes (~2 min on 2 cores)."""
+"""The video autoencoder: pieces, causality, gradients, meshes (minutes to compile)."""
 
 import contextlib
 import dataclasses
