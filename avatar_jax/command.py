@@ -32,6 +32,22 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     return 0
 
 
+def split_overrides(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Take `--config.a.b=value` and `--config.a.b value` out of the arguments."""
+    overrides, rest = [], []
+    queue = list(argv)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        name, equals, text = argument.removeprefix("--config.").partition("=")
+        if not equals and not queue:
+            raise InputError(f"{argument} needs a value: {argument}=VALUE.")
+        overrides.append((name, text if equals else queue.pop(0)))
+    return overrides, rest
+
+
 def use_compilation_cache() -> Path:
     """Keep compiled programs between runs, in the user's cache folder."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -76,31 +76,50 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
 
 
-def parameter_shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
+def parameter_shardings(
+    tree: Tree, mesh: Mesh | AbstractMesh, *, over: tuple[str, ...] = ("fsdp",)
+) -> Tree:
     """Give each leaf (array or ShapeDtypeStruct) its NamedSharding by PARAMETER_RULES.
 
     The tree may hold optimiser state: its paths end like those of the parameters. An
     axis that the devices do not divide stays whole.
+
+    Args:
+      over: mesh axes that together take the place of `fsdp` in the rules: where one
+        sample's rows are spread, its parameters can be spread over the same devices.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _find_spec(path, leaf.shape, mesh)), tree
+        lambda path, leaf: NamedSharding(
+            mesh, _find_spec(path, leaf.shape, mesh, over)
+        ),
+        tree,
     )
 
 
 def _find_spec(
-    path: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+    path: tuple,
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    over: tuple[str, ...],
 ) -> PartitionSpec:
     name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
     spec = next(spec for rule, spec in PARAMETER_RULES if re.search(rule, name))
     if not spec or len(spec) > len(shape):
         return PartitionSpec()
     axes = (None,) * (len(shape) - len(spec)) + tuple(spec)
+    named = (over if axis == "fsdp" else (axis,) if axis else () for axis in axes)
     return PartitionSpec(
-        *(
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, shape, strict=True)
-        )
+        *(_divide(size, names, mesh) for names, size in zip(named, shape, strict=True))
     )
+
+
+def _divide(
+    size: int, names: tuple[str, ...], mesh: Mesh | AbstractMesh
+) -> str | tuple[str, ...] | None:
+    """Return the axes if their devices divide `size`; one of them by its name alone."""
+    if not names or size % math.prod(mesh.shape[name] for name in names):
+        return None
+    return names if len(names) > 1 else names[0]
 
 
 def check_batch(rows: int, mesh: Mesh, *, micro_batches: int = 1) -> None:

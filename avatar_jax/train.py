@@ -26,7 +26,7 @@ again goes on from the newest checkpoint in the workdir."""
 
 def main(argv: list[str]) -> None:
     """Train by command line arguments."""
-    overrides, rest = _split_overrides(argv)
+    overrides, rest = command.split_overrides(argv)
     arguments = _parser().parse_args(rest)
     _initialize_distributed(arguments)
     command.use_compilation_cache()  # a resumed run starts at once
@@ -47,22 +47,6 @@ def cli() -> int:
     except metrics.NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def _split_overrides(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Take `--config.a.b=value` and `--config.a.b value` out of the arguments."""
-    overrides, rest = [], []
-    queue = list(argv)
-    while queue:
-        argument = queue.pop(0)
-        if not argument.startswith("--config."):
-            rest.append(argument)
-            continue
-        name, equals, text = argument.removeprefix("--config.").partition("=")
-        if not equals and not queue:
-            raise InputError(f"{argument} needs a value: {argument}=VALUE.")
-        overrides.append((name, text if equals else queue.pop(0)))
-    return overrides, rest
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from avatar_jax import checkpoint, train
+from avatar_jax import checkpoint, command, train
 from avatar_jax.training import config as config_module
 from avatar_jax.training import loop, metrics
 from avatar_jax.types import InputError
@@ -209,7 +209,7 @@ def test_help_shows_an_example(capsys):
         train.main(["--help"])
     shown = capsys.readouterr().out
     words = shown.split("example:")[1].split("\n\n")[0].replace("\\\n", " ").split()
-    overrides, rest = train._split_overrides(words[3:])
+    overrides, rest = command.split_overrides(words[3:])
     config = config_module.load_module(rest[rest.index("--config") + 1]).get_config()
     for name, text in overrides:
         config_module.override(config, name, text)
