@@ -5,15 +5,18 @@ import functools
 from pathlib import Path
 
 import cases
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from avatar_jax.models import dit
+from avatar_jax.models import dit, embed, tokens
+from avatar_jax.nn import rotary
 from avatar_jax.weights import table, wan
 from avatar_jax.weights import tavr as tavr_weights
 
+SPATIAL_STRIDE = 1.5  # of rotary rows and columns, as released
 Tensors = dict[str, np.ndarray]
 
 
@@ -71,3 +74,29 @@ def latents(array: np.ndarray) -> jax.Array:
 def optional(tensors: Tensors, name: str) -> jax.Array | None:
     """Return an input that the case may have left out."""
     return jnp.asarray(tensors[name]) if name in tensors else None
+
+
+def times(constants):
+    """Return temporal positions of generated, still and reference latents."""
+    generated = np.arange(constants["generated_latents"])
+    reference = tokens.REFERENCE_TIME + np.arange(constants["reference_latents"])
+    assert constants["videoref_rope_offset"] == tokens.REFERENCE_TIME
+    return np.concatenate([generated, [embed.STILL_TIME], reference])
+
+
+def turn(described, head_dim):
+    """Return the angles of all rows of a case, as `embed` and `tokens` make them."""
+    _, height, width = described["meta"]["grid"]
+    places = rotary.angles(times(described["constants"]), rotary.TIME, head_dim)
+    stride = (described["dit_config"] or {}).get("rope_spatial_stride", SPATIAL_STRIDE)
+    return rotary.grid_angles(places, height, width, stride, head_dim)[None]
+
+
+def as_identity(name):
+    """Let the submodule of this name return what it is given."""
+
+    def skip(call, args, kwargs, context):
+        is_it = context.module.path == (name,)
+        return args[0] if is_it and args else call(*args, **kwargs)
+
+    return nn.intercept_methods(skip)
