@@ -29,7 +29,7 @@ from avatar_jax import checkpoint
 from avatar_jax.models import dit
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.types import Conditions, InputError, VideoMotion
-from avatar_jax.weights import networks, table
+from avatar_jax.weights import networks, table, tavr, wan
 
 
 def initialise(
@@ -41,7 +41,8 @@ def initialise(
       tensors: of TAVR or Wan2.1, in either dialect.
 
     Raises:
-      InputError: they are neither, sizes differ, or the config has another read-out.
+      InputError: they are neither, sizes differ, or the config has another read-out or
+        other positions.
     """
     kind = networks.find_kind(tensors)
     if kind not in ("tavr", "wan"):
@@ -52,6 +53,12 @@ def initialise(
         raise InputError(
             f"detail_width={cfg.detail_width}, prediction={cfg.prediction!r}: {kind} "
             "has a linear head that predicts velocity; use None and 'velocity'."
+        )
+    scale = tavr.ROTARY_SCALE if kind == "tavr" else wan.ROTARY_SCALE
+    if cfg.rotary_scale != scale:
+        raise InputError(
+            f"expected the positions that {kind} was trained with, came rotary_scale="
+            f"{cfg.rotary_scale}; use {scale}."
         )
     network = networks.describe(kind, cfg, tensors)
     loaded = table.assemble(network.entries, tensors)
