@@ -12,7 +12,14 @@ from pathlib import Path
 import jax
 
 from avatar_jax import command
-from avatar_jax.sampling import chunk, delivery, pretrained, request, video
+from avatar_jax.sampling import (
+    chunk,
+    delivery,
+    pretrained,
+    request,
+    tavr_request,
+    video,
+)
 from avatar_jax.training import config as config_module
 from avatar_jax.types import FRAMES_PER_SECOND, InputError
 
@@ -36,9 +43,10 @@ def main(argv: list[str]) -> None:
     hashed = hash_inputs(asked, Path(arguments.weights))
     command.use_compilation_cache()
     card = read_card_file(arguments.config) if arguments.config else None
-    loaded = pretrained.load(arguments.weights, card)
+    loaded = pretrained.load(arguments.weights, card, arguments.encoders)
     settings = _settings(arguments, loaded.card)
-    prepared, plan, wave = request.prepare(asked, loaded)
+    prepare = {"avatar": request.prepare, "tavr": tavr_request.prepare}
+    prepared, plan, wave = prepare[loaded.card.protocol](asked, loaded)
     ready = time.time()
     announce_compile(loaded, settings)
     runs = video.generate(
@@ -55,13 +63,13 @@ def main(argv: list[str]) -> None:
         "delivery": dataclasses.asdict(delivered),
         **hashed,
         "model": loaded.card.to_metadata(),
-        "frames": plan.num_frames,
+        "frames": plan.frames_out,
         "chunks": plan.num_chunks,
         "seconds": {"prepare": ready - started, "generate": time.time() - ready},
     }
     command.write_json(out.with_suffix(".json"), record)
     hidden.replace(out)
-    print(f"wrote {out} ({plan.num_frames / FRAMES_PER_SECOND:.1f} s)")
+    print(f"wrote {out} ({plan.frames_out / FRAMES_PER_SECOND:.1f} s)")
 
 
 def read_consent(statement: str | None, acknowledged: bool) -> dict:
@@ -179,7 +187,9 @@ def hash_inputs(asked: request.Request, weights: Path) -> dict:
         for name, value in dataclasses.asdict(asked).items()
     }
     values["reference"] = [_hash_file(path) for path in asked.reference]
-    return {"request": values, "weights": _hash_file(weights)}
+    # A folder of converted weights has the hash of each tensor in its manifest.
+    known = weights / "manifest.json" if weights.is_dir() else weights
+    return {"request": values, "weights": _hash_file(known)}
 
 
 def _hash_file(path: Path) -> dict:
@@ -220,6 +230,12 @@ def _parser() -> argparse.ArgumentParser:
         help="such as configs/tavr.py: what the weights are, and how they are sampled, "
         "in place of what they say",
     )
+    add(
+        "--encoders",
+        metavar="FOLDER",
+        help="with wan-vae, umt5 and wav2vec2 in it, converted; default: the folder "
+        "that the weights lie in",
+    )
     add("--prompt", default="")
     add("--negative-prompt", default="", help="for --text-guidance above 1")
     add("--crop", choices=("face", "none"), default="face", help="none: as it is")
@@ -231,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--blank-person", action="store_true", help="grey in the still")
     add("--seconds", type=float, metavar="N", help="only the first N seconds")
     add("--fps", type=int, default=FRAMES_PER_SECOND, help="of the file")
-    add("--size", type=int, default=0, help="pixels of the file; 0: the model's")
+    add("--size", type=int, default=0, help="pixels of its short side; 0: the model's")
     own = "; default: the weights' own"
     add("--steps", type=int, help=f"solver steps{own}")
     add("--solver", choices=typing.get_args(chunk.Solver), help=f"of steps{own}")

@@ -1,8 +1,11 @@
 """TAVR as it was published: what its weights are, and its protocol of sampling.
 
-  python -m avatar_jax.sample --config configs/tavr.py --weights tavr.safetensors \\
-      --reference me.mp4 --audio speech.wav --blank-person --i-have-consent \\
-      --out avatar.mp4
+  python -m avatar_jax.sample --config configs/tavr.py --weights weights/tavr \\
+      --reference me.mp4 --audio speech.wav --still scene.png \\
+      --prompt "A person talks to the camera." --i-have-consent --out avatar.mp4
+
+`weights/` holds what `python -m avatar_jax.convert` made of the published files:
+`tavr`, `wan-vae`, `umt5` (with tokenizer.json) and `wav2vec2`.
 
 Hardware: 18.9 B parameters, 38 GB in bfloat16. Three passes of the network for each of
 24 steps; 76 new frames (3 s) in each chunk but the first.
@@ -34,5 +37,9 @@ def get_config() -> ml_collections.ConfigDict:
         text_guidance=5.0,
         audio_guidance=1.8,
         latent_dtype="bfloat16",
+        protocol="tavr",
+        # Choice: our words for what TAVR's own names; pictures with these are avoided.
+        negative_prompt="deformed hands, extra fingers, deformed eyes, crossed eyes, "
+        "deformed face, moire, visible stitching, blurry, low quality",
     )
     return ml_collections.ConfigDict(card.to_metadata())

@@ -1,7 +1,6 @@
 """Frames of which the truth is known, degraded as generated video is degraded."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +168,7 @@ def blur(
     return frame
 
 
-@functools.partial(jax.jit, static_argnames="codec")
+@jax.jit
 def _round_trip(
     codec: LatentCodec, frames: UInt8[Array, "frames Y X 3"]
 ) -> UInt8[Array, "frames Y X 3"]:

@@ -120,9 +120,9 @@ def choose_crop(
     growth = max(1.0, _LEAST_SIDE / min(columns / width, rows / height))
     columns, rows = columns * growth, rows * growth
     if columns > width:
-        columns, rows = width, width / aspect
+        columns, rows = float(width), width / aspect
     if rows > height:
-        columns, rows = height * aspect, height
+        columns, rows = height * aspect, float(height)
     if aspect > 1:  # the longer side follows from whole pixels of the shorter one
         rows = _even(rows)
         columns = _even(rows * aspect)

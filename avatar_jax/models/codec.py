@@ -118,6 +118,7 @@ class LatentCodec(Protocol):
         """Decode the next piece: 4F frames, 3 fewer at the start of the video."""
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DCTCodec:
     """A space-time cosine transform: linear, no weights, 30-35 dB on 64x64 faces."""

@@ -140,7 +140,7 @@ def cache_reference(
     )
 
 
-@functools.partial(jax.jit, static_argnames="codec")
+@jax.jit
 def decode_pixels(
     codec: LatentCodec, state: Any, latents: Float[Array, "B F H W C"]
 ) -> tuple[Any, UInt8[Array, "B frames Y X 3"]]:

@@ -24,7 +24,7 @@ class Delivery:
 
     Attributes:
       fps: frames per second of the file; other rates repeat or skip frames.
-      size: pixels of its side; 0 is the model's own.
+      size: pixels of its shorter side; 0 is the model's own.
     """
 
     fps: int = FRAMES_PER_SECOND
@@ -70,7 +70,14 @@ def resample_frames(
 def _resize(
     frames: UInt8[np.ndarray, "frames Y X 3"], size: int
 ) -> UInt8[np.ndarray, "frames Y2 X2 3"]:
-    if not size or frames.shape[1:3] == (size, size):
+    """Scale to a shorter side of `size`; the other is even, as H.264 wants it."""
+    height, width = frames.shape[1:3]
+    short = min(height, width)
+    if not size or short == size:
         return frames
-    way = cv2.INTER_AREA if size < frames.shape[1] else cv2.INTER_CUBIC
-    return np.stack([cv2.resize(f, (size, size), interpolation=way) for f in frames])
+    rows, columns = (
+        size if side == short else 2 * round(side * size / short / 2)
+        for side in (height, width)
+    )
+    way = cv2.INTER_AREA if size < short else cv2.INTER_CUBIC
+    return np.stack([cv2.resize(f, (columns, rows), interpolation=way) for f in frames])

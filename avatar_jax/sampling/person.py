@@ -95,7 +95,8 @@ def _cut_segments(
     for clip, cuts in zip(clips, chosen, strict=True):
         speech = None
         if cuts and clip.wave is not None and card.config.reference_audio_width:
-            speech = pretrained.speech(loudness.normalise(clip.wave), len(clip.frames))
+            wave = loudness.normalise(clip.wave)
+            speech = pretrained.reference_speech(wave, len(clip.frames))
         for cut in cuts:
             own = None if speech is None else speech[cut]
             parts = clip.frames[cut], clip.boxes[cut], clip.found[cut]

@@ -1,25 +1,23 @@
 """A weights file, ready to sample from: network, codec and encoders that it names."""
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from avatar_jax import checkpoint
 from avatar_jax.flow import guidance
-from avatar_jax.models import codec, dit, judges, speech, text
+from avatar_jax.models import codec, dit, example_inputs, judges, speech, text
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.sampling import chunk, encoders
-from avatar_jax.types import (
-    Conditions,
-    InputError,
-    Reference,
-    VideoMotion,
-    count_frames,
-)
+from avatar_jax.types import InputError
+
+Protocol = Literal["avatar", "tavr"]
 
 TINY_WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "tiny.safetensors"
 
@@ -55,6 +53,8 @@ class Card:
     text_guidance: float = 1.0
     solver: chunk.Solver = "overshoot"
     latent_dtype: chunk.Digits = "float32"
+    protocol: Protocol = "avatar"  # of preparing and of cutting into chunks
+    negative_prompt: str = ""  # for text guidance, where the user gives none
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.overshoot < 0 or self.audio_guidance < 1:
@@ -66,6 +66,10 @@ class Card:
             raise ValueError(
                 f"shift={self.shift}, motion_lead={self.motion_lead}, motion_guidance="
                 f"{self.motion_guidance}; use above 0, and at least 1 and 1."
+            )
+        if self.protocol not in get_args(Protocol):
+            raise ValueError(
+                f"protocol={self.protocol!r}; use one of {get_args(Protocol)}."
             )
         chunk.Settings(  # refuses what does not go together
             solver=self.solver, overshoot=self.overshoot, latent_dtype=self.latent_dtype
@@ -91,6 +95,7 @@ class Pretrained:
     codec: codec.LatentCodec
     speech: speech.SpeechEncoder
     text: text.TextEncoder
+    reference_speech: speech.SpeechEncoder  # of the reference's own
     identity: judges.Judge | None = None  # encoder of face embeddings, if any
     motion: judges.Judge | None = None  # encoder of motion codes, if any
 
@@ -149,11 +154,14 @@ def choose_settings(
     )
 
 
-def load(path: str | Path, card: Card | None = None) -> Pretrained:
-    """Load a weights file written with a `Card`.
+def load(
+    path: str | Path, card: Card | None = None, folder: str | Path | None = None
+) -> Pretrained:
+    """Load weights: a file written with a `Card`, or a folder of converted ones.
 
     Args:
       card: what the weights are, in place of what they say.
+      folder: of encoders' weights (`encoders`); None: where the weights lie.
 
     Raises:
       InputError: no weights file, one of another kind, or one whose arrays do not fit
@@ -163,23 +171,39 @@ def load(path: str | Path, card: Card | None = None) -> Pretrained:
     params, metadata = checkpoint.load_weights(path)
     card = read_card(metadata, path) if card is None else card
     check_params(expected_shapes(dit.AvatarDiT(card.config), card), params, path)
-    return assemble(card, params, path)
+    return assemble(card, params, path, folder)
 
 
-def assemble(card: Card, params: dict, path: str | Path = "this card") -> Pretrained:
-    """Join a network and the encoders that its card names; `path` is for errors."""
+def assemble(
+    card: Card,
+    params: dict,
+    path: str | Path = "this card",
+    folder: str | Path | None = None,
+) -> Pretrained:
+    """Join a network and the encoders that its card names.
+
+    Args:
+      path: of the weights, for errors, and where encoders' weights lie beside.
+      folder: of encoders' weights, where they lie elsewhere.
+    """
+    beside = Path(path).parent if folder is None else Path(folder)
+    speech = encoders.make_speech(card.speech, beside)
+    null = None
+    if card.config.reference_audio_width:
+        null = np.asarray(params["embed"]["reference_audio"]["null"], np.float32)
     motion = encoders.load_judge("motion", card.motion)
     if motion is not None:
         _check_codes(card, motion, path)
     return Pretrained(
         card=card,
         model=dit.AvatarDiT(card.config),
-        params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params),
-        codec=encoders.make_codec(card.codec),
-        speech=encoders.make_speech(card.speech),
+        params=jax.tree.map(functools.partial(_place, card.config), params),
+        codec=encoders.make_codec(card.codec, beside),
+        speech=speech,
         text=encoders.make_text(
-            card.text, length=card.text_length, width=card.config.text_width
+            card.text, beside, length=card.text_length, width=card.config.text_width
         ),
+        reference_speech=encoders.make_reference_speech(speech, null),
         identity=encoders.load_judge("identity", card.identity),
         motion=motion,
     )
@@ -187,8 +211,8 @@ def assemble(card: Card, params: dict, path: str | Path = "this card") -> Pretra
 
 def read_card(metadata: dict, path: str | Path) -> Card:
     """Build the card from metadata; unknown and missing fields are named."""
-    config = _build(DiTConfig, metadata.get("config", {}), path)
-    return _build(Card, {**metadata, "config": config}, path)
+    config = encoders.build(DiTConfig, metadata.get("config", {}), path)
+    return encoders.build(Card, {**metadata, "config": config}, path)
 
 
 def check_parent(config: DiTConfig, metadata: dict, path: str | Path) -> None:
@@ -207,7 +231,7 @@ def check_parent(config: DiTConfig, metadata: dict, path: str | Path) -> None:
 
 def expected_shapes(model: dit.AvatarDiT, card: Card) -> dict:
     """Return the parameter tree that the model config asks for, as shapes."""
-    inputs = jax.eval_shape(lambda: _example_inputs(card))
+    inputs = jax.eval_shape(lambda: example_inputs.make(card.config))
     return jax.eval_shape(
         lambda rng, *args: model.init(rng, *args)["params"], jax.random.key(0), *inputs
     )
@@ -234,57 +258,10 @@ def check_params(expected: dict, params: dict, path: str | Path) -> None:
         )
 
 
-def _example_inputs(card: Card) -> tuple[VideoMotion, jax.Array, Conditions]:
-    """Make inputs of the smallest shape in which every part of the model is used."""
-    cfg, side = card.config, card.config.patch
-    latents = jnp.zeros((1, 1, side, side, cfg.channels))
-    prompt = jnp.zeros((1, 1, cfg.text_width))
-    motion = None
-    if cfg.motion_width:
-        motion = jnp.zeros((1, count_frames(1), cfg.motion_width))
-    conditions = Conditions(
-        text=prompt,
-        null_text=prompt,
-        audio=jnp.zeros((1, 1, cfg.audio_width)) if cfg.audio_width else None,
-        still=latents,
-        reference=_example_reference(cfg, latents) if cfg.reference else None,
-    )
-    return VideoMotion(latents, motion), jnp.ones((1,)), conditions
-
-
-def _example_reference(cfg: DiTConfig, latents: jax.Array) -> Reference:
-    rows = jnp.zeros((1, 4, 1))
-    return Reference(
-        latents=latents,
-        valid=jnp.ones((1, 1, 1, 1), bool),
-        segment_ids=jnp.zeros((1, 1), jnp.int32),
-        audio=rows.repeat(cfg.reference_audio_width, -1)
-        if cfg.reference_audio_width
-        else None,
-        motion=rows.repeat(cfg.motion_width, -1) if cfg.motion_width else None,
-        identity=jnp.zeros((1, cfg.identity_width)) if cfg.identity_width else None,
-        faces=latents if cfg.faces else None,
-    )
-
-
-def _build(kind: type, fields: dict, path: str | Path) -> Any:
-    """Build a frozen dataclass from metadata, or say which field is in the way."""
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(fields) - set(known))
-    absent = [
-        name
-        for name, field in known.items()
-        if name not in fields and field.default is dataclasses.MISSING
-    ]
-    if unknown or absent:
-        problem = f"unknown {unknown[0]}" if unknown else f"no {absent[0]}"
-        raise InputError(
-            f"the metadata of {path} has {problem} in {kind.__name__}; give weights "
-            "that `python -m avatar_jax.train` of this version wrote."
-        )
-    # JSON knows no tuples, and a config must be hashable.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return kind(**fields)
+def _place(cfg: DiTConfig, leaf: Any) -> jax.Array:
+    """Put a leaf on the device; bfloat16 stays so where activations are bfloat16."""
+    keep = leaf.dtype == jnp.bfloat16 and cfg.compute_dtype == jnp.bfloat16
+    return jnp.asarray(leaf, jnp.bfloat16 if keep else jnp.float32)
 
 
 def _check_codes(card: Card, motion: judges.Judge, path: str | Path) -> None:

@@ -124,14 +124,19 @@ def choose_window(
     Raises:
       InputError: too short a clip.
     """
-    read = min(clip_frames, max(num_frames + _LOOKAHEAD, _LEAST_READ))
-    read = min(read, _CROPPED) if cropped else read
+    read = min(clip_frames, count_read(num_frames, cropped=cropped))
     if read // FRAMES_PER_LATENT < latents:
         raise InputError(
             f"expected a reference of {latents * FRAMES_PER_LATENT} frames or more "
             f"(25 fps), came {clip_frames}; give a longer video."
         )
     return tavr.reference_window(read // FRAMES_PER_LATENT, num_chunks, latents)
+
+
+def count_read(num_frames: int, *, cropped: bool) -> int:
+    """Count the frames of a clip that are read at most; see `choose_window`."""
+    read = max(num_frames + _LOOKAHEAD, _LEAST_READ)
+    return min(read, _CROPPED) if cropped else read
 
 
 def prepare_reference(

@@ -59,6 +59,7 @@ class Plan:
     # Latents of the canvas past the speech (TAVR: 4, behind the end of its video);
     # None: it ends with the last chunk.
     margin: int | None = None
+    shown_frames: int | None = None  # handed out; None: `num_frames`
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or not 0 < self.overlap < self.chunk_latents:
@@ -73,6 +74,11 @@ class Plan:
     def stride(self) -> int:
         """Latents that a chunk adds to the video."""
         return self.chunk_latents - self.overlap
+
+    @property
+    def frames_out(self) -> int:
+        """Frames of the finished video."""
+        return self.num_frames if self.shown_frames is None else self.shown_frames
 
     @property
     def num_chunks(self) -> int:
@@ -138,7 +144,7 @@ def generate(
     )
     progress = tqdm(chunks, total=plan.num_chunks, desc="chunks", unit="chunk")
     latents = (made.latents for made in progress)
-    return decode_stream(pretrained.codec, latents, plan.num_frames)
+    return decode_stream(pretrained.codec, latents, plan.frames_out)
 
 
 def sample_chunks(
