@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # accelerators have nothing to do here
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's, on how it stores
+    if arguments.distributed:
+        jax.distributed.initialize()
     start = time.perf_counter()
     if arguments.to == "safetensors":
         _check_export(arguments)
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> None:
     done = conversion.convert(
         arguments.network, arguments.source, arguments.out, options
     )
+    if jax.process_index() > 0:
+        return
     print(
         f"wrote {arguments.out}: {done['tensors']} tensors, "
         f"{done['parameters']:,} parameters, {done['bytes'] / 1e9:.2f} GB in "
@@ -80,10 +84,11 @@ def cli() -> int:
 
 
 def _check_export(arguments: argparse.Namespace) -> None:
-    if arguments.mesh or arguments.heads or arguments.still_concat:
+    given = arguments.mesh, arguments.heads, arguments.still_concat
+    if any(given) or arguments.distributed:
         raise InputError(
-            "--mesh, --heads and --still-concat are of conversions to our format; "
-            "leave them out with --to safetensors."
+            "--mesh, --heads, --still-concat and --distributed are of conversions to "
+            "our format; leave them out with --to safetensors."
         )
 
 
@@ -123,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
         "--still-concat",
         action="store_true",
         help="make room for the still's latents beside every row",
+    )
+    add(
+        "--distributed",
+        action="store_true",
+        help="one of several processes of a cluster that jax.distributed knows, each "
+        "of which reads and writes its share; OUT is a folder that all see",
     )
     return parser
 

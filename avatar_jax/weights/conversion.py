@@ -1,6 +1,6 @@
 """From a published checkpoint to a folder of ours, in the memory of a few tensors.
 
-The folder holds `params` (see `orbax_writer`), `manifest.json` with name, shape, dtype,
+The folder holds `params` (see `orbax_arrays`), `manifest.json` with name, shape, dtype,
 sum and sha256 of each tensor that was read, and `metadata.json` with the config, which
 is written last: a folder without it is unfinished. `checkpoint` reads it.
 """
@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from avatar_jax import checkpoint, sharding
 from avatar_jax.types import InputError
-from avatar_jax.weights import files, leaves, networks, orbax_writer
+from avatar_jax.weights import files, leaves, networks, orbax_arrays
 from avatar_jax.weights.torch_archive import StoredTensor
 
 MANIFEST_NAME = "manifest.json"
@@ -61,9 +62,11 @@ def convert(
     mesh = _abstract_mesh(options.mesh)
     _check_out(out)
     check_room(out, listed)
+    if jax.process_count() > 1:  # none may find what another has begun
+        multihost_utils.sync_global_devices("checked")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        orbax_writer.write(out / checkpoint.PARAMS_NAME, listed, mesh)
+        orbax_arrays.write(out / checkpoint.PARAMS_NAME, listed, mesh)
         if jax.process_index() == 0:
             _write_records(out, network, tensors, str(source))
     except BaseException:
@@ -137,7 +140,7 @@ def available_memory() -> int | None:
 
 def _rows(leaf: leaves.Leaf) -> int:
     """Count the rows of a block, where no mesh cuts it smaller."""
-    return max(1, orbax_writer.CHUNK_BYTES * leaf.shape[0] // max(leaf.nbytes, 1))
+    return max(1, orbax_arrays.CHUNK_BYTES * leaf.shape[0] // max(leaf.nbytes, 1))
 
 
 def _abstract_mesh(config: sharding.MeshConfig) -> jax.sharding.AbstractMesh:

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from avatar_jax import checkpoint
 from avatar_jax.types import InputError
-from avatar_jax.weights import conversion, files, leaves, networks
+from avatar_jax.weights import conversion, files, leaves, networks, orbax_arrays
 from avatar_jax.weights.table import Entry, to_foreign
 
 
@@ -63,12 +63,15 @@ def export(
 def _foreign_arrays(
     grouped: Mapping[str, list[Entry]], flat: Mapping[str, Any]
 ) -> Iterator[tuple[Entry, np.ndarray]]:
-    """Yield the tensors of leaf after leaf; one leaf is in memory."""
+    """Yield the tensors of leaf after leaf; of converted weights one is in memory."""
     for path, entries in grouped.items():
-        leaf = _read(flat[path])
+        leaf, stored = flat[path], None
+        if isinstance(leaf, checkpoint.StoredLeaf):
+            stored = orbax_arrays.open_array(leaf.folder, path)
         for entry in entries:
-            array = leaf if entry.layer is None else leaf[entry.layer]
-            yield entry, to_foreign(array, entry)
+            rows = slice(None) if entry.layer is None else entry.layer
+            array = leaf[rows] if stored is None else stored[rows].read().result()
+            yield entry, to_foreign(np.asarray(array), entry)
 
 
 def _group(entries: list[Entry]) -> dict[str, list[Entry]]:

@@ -18,6 +18,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from avatar_jax import checkpoint, convert, sharding
+from avatar_jax.models import dit
 from avatar_jax.sampling import pretrained
 from avatar_jax.types import InputError
 from avatar_jax.weights import conversion, export, networks, table, wan
@@ -150,6 +151,17 @@ def test_training_reads_converted_weights_onto_its_own_mesh(tmp_path):
         assert ours.sharding == like.sharding and ours.dtype == like.dtype
     kernel = merged["blocks"]["attention"]["q"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (3, 6, 12)
+
+
+@pytest.mark.parametrize("kind", ["tavr", "wan"])
+def test_sampling_finds_every_parameter_of_its_network(tmp_path, kind):
+    path, _ = published.write_kind(tmp_path / "in", kind, dtype=ml_dtypes.bfloat16)
+    conversion.convert(kind, path, tmp_path / "ours", FEW)
+    params, metadata = checkpoint.load_weights(tmp_path / "ours")
+    config = networks.read_config(kind, metadata["config"])
+    card = pretrained.Card(config=config, size=16, chunk_latents=3)
+    expected = pretrained.expected_shapes(dit.AvatarDiT(config), card)
+    pretrained.check_params(expected, params, "ours")
 
 
 def test_zeros_are_values_too(tmp_path):

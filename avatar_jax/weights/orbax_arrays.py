@@ -1,4 +1,4 @@
-"""Write leaves as an Orbax checkpoint without ever holding one of them whole.
+"""Leaves in an Orbax checkpoint, written and read without holding one of them whole.
 
 Orbax takes a tree of arrays, all in memory. Here the tree holds `leaves.Leaf`, and a
 type handler writes each as Orbax lays out an array: a zarr array in a folder of the
@@ -59,6 +59,15 @@ def choose_chunks(leaf: Leaf, placed: jax.sharding.NamedSharding) -> tuple[int, 
     return tuple(chunks)
 
 
+def open_array(folder: Path, path: str) -> tensorstore.TensorStore:
+    """Open a leaf that `write` wrote; what is indexed is read by `.read().result()`."""
+    return tensorstore.open(
+        {"driver": "zarr3", "kvstore": _file_store(folder / path.replace("/", "."))},
+        open=True,
+        read=True,
+    ).result()
+
+
 class _LeafHandler(ocp.type_handlers.TypeHandler):
     """Tells Orbax how to save a `Leaf`; what it saves is restored as a jax.Array."""
 
@@ -112,10 +121,14 @@ def _spec(folder: os.PathLike, chunks: tuple[int, ...]) -> dict[str, Any]:
     grid = {"name": "regular", "configuration": {"chunk_shape": list(chunks)}}
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{os.fspath(folder)}/"},
+        "kvstore": _file_store(folder),
         "store_data_equal_to_fill_value": True,  # Orbax misses files of zeros else
         "metadata": {
             "chunk_grid": grid,
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         },
     }
+
+
+def _file_store(folder: os.PathLike) -> dict[str, str]:
+    return {"driver": "file", "path": f"{os.fspath(folder)}/"}
