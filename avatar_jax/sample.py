@@ -1,6 +1,7 @@
 """Make a talking video from files: `python -m avatar_jax.sample`."""
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -10,11 +11,13 @@ import typing
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from avatar_jax import command
 from avatar_jax.sampling import (
     chunk,
     delivery,
+    placement,
     pretrained,
     request,
     tavr_request,
@@ -43,18 +46,20 @@ def main(argv: list[str]) -> None:
     hashed = hash_inputs(asked, Path(arguments.weights))
     command.use_compilation_cache()
     card = read_card_file(arguments.config) if arguments.config else None
-    loaded = pretrained.load(arguments.weights, card, arguments.encoders)
+    mesh = choose_mesh(arguments.devices)
+    loaded = pretrained.load(arguments.weights, card, arguments.encoders, mesh)
     settings = _settings(arguments, loaded.card)
+    delivered = delivery.Delivery(fps=arguments.fps, size=arguments.size)
+    hidden = out.with_name(f".{out.name}")  # no video without its record
     prepare = {"avatar": request.prepare, "tavr": tavr_request.prepare}
     prepared, plan, wave = prepare[loaded.card.protocol](asked, loaded)
     ready = time.time()
     announce_compile(loaded, settings)
-    runs = video.generate(
-        loaded, prepared, plan=plan, settings=settings, seed=arguments.seed
-    )
-    delivered = delivery.Delivery(fps=arguments.fps, size=arguments.size)
-    hidden = out.with_name(f".{out.name}")  # no video without its record
-    delivery.write_avatar(hidden, runs, wave, delivery=delivered)
+    with contextlib.nullcontext() if mesh is None else placement.entered(mesh):
+        runs = video.generate(
+            loaded, prepared, plan=plan, settings=settings, seed=arguments.seed
+        )
+        delivery.write_avatar(hidden, runs, wave, delivery=delivered)
     record = {
         "generated": True,
         "consent": consent,
@@ -102,6 +107,21 @@ def read_card_file(path: str | Path) -> pretrained.Card:
     """
     module = config_module.load_module(path, needs=("get_config",))
     return pretrained.read_card(module.get_config().to_dict(), path)
+
+
+def choose_mesh(count: int) -> Mesh | None:
+    """Lay one video over `count` devices; None for a single one.
+
+    Raises:
+      InputError: there are fewer.
+    """
+    devices = jax.devices()
+    if not 1 <= count <= len(devices):
+        raise InputError(
+            f"expected --devices of 1 to {len(devices)}, the "
+            f"{devices[0].device_kind} there are, came {count}."
+        )
+    return None if count == 1 else placement.make_mesh(devices[:count])
 
 
 def announce_compile(loaded: pretrained.Pretrained, settings: chunk.Settings) -> None:
@@ -236,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with wan-vae, umt5 and wav2vec2 in it, converted; default: the folder "
         "that the weights lie in",
     )
+    add("--devices", type=int, default=1, help="that share the work; default: 1")
     add("--prompt", default="")
     add("--negative-prompt", default="", help="for --text-guidance above 1")
     add("--crop", choices=("face", "none"), default="face", help="none: as it is")

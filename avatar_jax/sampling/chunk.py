@@ -14,6 +14,7 @@ from avatar_jax.flow import guidance, solver, unipc
 from avatar_jax.flow import times as flow_times
 from avatar_jax.models import tokens
 from avatar_jax.models.codec import LatentCodec
+from avatar_jax.sampling import placement
 from avatar_jax.types import (
     Conditions,
     Reference,
@@ -135,9 +136,10 @@ def cache_reference(
     null_text: Float[Array, "B L Dt"],
 ) -> ReferenceCache:
     """Run the reference rows once; all steps and all chunks read what it leaves."""
-    return model.apply(
+    cache = model.apply(
         {"params": params}, reference, null_text, method="cache_reference"
     )
+    return placement.constrain_cache(cache)
 
 
 @jax.jit

@@ -1,7 +1,6 @@
 """A weights file, ready to sample from: network, codec and encoders that it names."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
 
 from avatar_jax import checkpoint
 from avatar_jax.flow import guidance
 from avatar_jax.models import codec, dit, example_inputs, judges, speech, text
 from avatar_jax.models.dit_config import DiTConfig
-from avatar_jax.sampling import chunk, encoders
+from avatar_jax.sampling import chunk, encoders, placement
 from avatar_jax.types import InputError
 
 Protocol = Literal["avatar", "tavr"]
@@ -155,23 +155,29 @@ def choose_settings(
 
 
 def load(
-    path: str | Path, card: Card | None = None, folder: str | Path | None = None
+    path: str | Path,
+    card: Card | None = None,
+    folder: str | Path | None = None,
+    mesh: Mesh | None = None,
 ) -> Pretrained:
     """Load weights: a file written with a `Card`, or a folder of converted ones.
 
     Args:
       card: what the weights are, in place of what they say.
       folder: of encoders' weights (`encoders`); None: where the weights lie.
+      mesh: to spread the network over (`placement`); None: one device.
 
     Raises:
       InputError: no weights file, one of another kind, or one whose arrays do not fit
         its own model config; names the first missing, unexpected and mis-shaped key.
         Or an encoder that is not known or does not fit.
     """
-    params, metadata = checkpoint.load_weights(path)
+    spread = mesh is not None and checkpoint.is_converted(path)
+    read = checkpoint.open_converted if spread else checkpoint.load_weights
+    params, metadata = read(path)
     card = read_card(metadata, path) if card is None else card
     check_params(expected_shapes(dit.AvatarDiT(card.config), card), params, path)
-    return assemble(card, params, path, folder)
+    return assemble(card, params, path, folder, mesh)
 
 
 def assemble(
@@ -179,13 +185,16 @@ def assemble(
     params: dict,
     path: str | Path = "this card",
     folder: str | Path | None = None,
+    mesh: Mesh | None = None,
 ) -> Pretrained:
     """Join a network and the encoders that its card names.
 
     Args:
       path: of the weights, for errors, and where encoders' weights lie beside.
       folder: of encoders' weights, where they lie elsewhere.
+      mesh: to spread the network over; None: one device.
     """
+    params = _place(card.config, params, mesh)
     beside = Path(path).parent if folder is None else Path(folder)
     speech = encoders.make_speech(card.speech, beside)
     null = None
@@ -197,7 +206,7 @@ def assemble(
     return Pretrained(
         card=card,
         model=dit.AvatarDiT(card.config),
-        params=jax.tree.map(functools.partial(_place, card.config), params),
+        params=params,
         codec=encoders.make_codec(card.codec, beside),
         speech=speech,
         text=encoders.make_text(
@@ -258,10 +267,19 @@ def check_params(expected: dict, params: dict, path: str | Path) -> None:
         )
 
 
-def _place(cfg: DiTConfig, leaf: Any) -> jax.Array:
-    """Put a leaf on the device; bfloat16 stays so where activations are bfloat16."""
-    keep = leaf.dtype == jnp.bfloat16 and cfg.compute_dtype == jnp.bfloat16
-    return jnp.asarray(leaf, jnp.bfloat16 if keep else jnp.float32)
+def _place(cfg: DiTConfig, params: dict, mesh: Mesh | None) -> dict:
+    """Put a network on its devices; bfloat16 stays so where activations are that."""
+
+    def place(leaf: Any, sharding: NamedSharding | None) -> jax.Array:
+        keep = leaf.dtype == jnp.bfloat16 and cfg.compute_dtype == jnp.bfloat16
+        dtype = jnp.bfloat16 if keep else jnp.float32
+        if isinstance(leaf, checkpoint.StoredLeaf):  # each device reads its own part
+            return leaf.read(sharding, dtype)
+        return jax.device_put(jnp.asarray(leaf, dtype), sharding)
+
+    if mesh is None:
+        return jax.tree.map(lambda leaf: place(leaf, None), params)
+    return jax.tree.map(place, params, placement.parameters(params, mesh))
 
 
 def _check_codes(card: Card, motion: judges.Judge, path: str | Path) -> None:

@@ -147,6 +147,7 @@ def test_gradients_reach_every_parameter_and_survive_black_frames():
         assert jnp.isfinite(grad).all()
 
 
+@pytest.mark.slow
 def test_recomputing_pieces_changes_no_gradient():
     params, latents = random_params(SHALLOW), random_latents(SHALLOW, 3, batch=1)
 
@@ -169,6 +170,7 @@ def mesh_of_rows():
         yield mesh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height", [64, 40])  # 8 and 5 rows of latents
 def test_rows_over_four_devices_equal_one_device(wan, height):
     video = random_video(5, height=height)
@@ -188,6 +190,7 @@ def test_rows_over_four_devices_equal_one_device(wan, height):
         assert decoded.addressable_shards[0].data.shape == (1, 5, 16, 24, 3)
 
 
+@pytest.mark.slow
 def test_devices_trade_rows_and_gather_only_keys_and_values(wan):
     with mesh_of_rows() as mesh:
         rows = NamedSharding(mesh, PartitionSpec("data", None, "context"))

@@ -12,7 +12,7 @@ from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.models.umt5 import UMT5Config
 from avatar_jax.models.vae_config import WanVAEConfig
 from avatar_jax.models.wav2vec2 import Wav2Vec2Config
-from avatar_jax.weights import networks
+from avatar_jax.weights import conversion, networks
 
 HEADS = 2
 WAN = DiTConfig(
@@ -84,6 +84,7 @@ WAV2VEC2_FIELDS = {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 3,
 }
+KINDS = list(CONFIGS)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _STORAGES = {
     np.dtype(np.float32): "FloatStorage",
@@ -91,6 +92,12 @@ _STORAGES = {
     BFLOAT16: "BFloat16Storage",
     np.dtype(np.int64): "LongStorage",
 }
+
+
+def options_of(kind, **changes):
+    wishes = {} if kind not in ("tavr", "wan") else {"heads": HEADS}
+    wishes |= {n: changes.pop(n) for n in list(changes) if n == "still_concat"}
+    return conversion.Options(wishes=networks.Wishes(**wishes), **changes)
 
 
 def make_tensors(kind, config=None, *, names=(), dtype=np.float32, seed=0):

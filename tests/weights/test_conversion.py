@@ -1,4 +1,4 @@
-"""Published checkpoints to our format and back, to the byte (~60 s on 2 cores)."""
+"""Published checkpoints to our format, checked and measured (~60 s on 2 cores)."""
 
 import dataclasses
 import hashlib
@@ -17,49 +17,17 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from avatar_jax import checkpoint, convert, sharding
+from avatar_jax import checkpoint, sharding
 from avatar_jax.models import dit
 from avatar_jax.sampling import pretrained
 from avatar_jax.types import InputError
 from avatar_jax.weights import conversion, export, networks, table, wan
 
-KINDS = list(published.CONFIGS)
 FEW = conversion.Options(wishes=networks.Wishes(heads=published.HEADS))
-
-
-def options_of(kind, **changes):
-    wishes = {} if kind not in ("tavr", "wan") else {"heads": published.HEADS}
-    wishes |= {n: changes.pop(n) for n in list(changes) if n == "still_concat"}
-    return conversion.Options(wishes=networks.Wishes(**wishes), **changes)
 
 
 def flatten(tree):
     return traverse_util.flatten_dict(tree, sep="/")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_go_and_come_back_to_the_byte(tmp_path, kind):
-    path, tensors = published.write_kind(
-        tmp_path / "in", kind, dtype=ml_dtypes.bfloat16
-    )
-    done = conversion.convert(kind, path, tmp_path / "ours", options_of(kind))
-    assert done["config"] == published.CONFIGS[kind]
-    params, metadata = checkpoint.load_weights(tmp_path / "ours")
-    assert networks.read_config(kind, metadata["config"]) == done["config"]
-    entries = networks.describe(kind, done["config"], tensors).entries
-    expected = table.assemble(entries, tensors)
-    if kind == "wan":
-        expected["embed"]["still_role"] = np.zeros(published.WAN.width)
-    chex.assert_trees_all_equal(
-        jax.tree.map(np.float32, params), jax.tree.map(np.float32, expected)
-    )
-    back = tmp_path / "back.safetensors"
-    assert export.export(kind, tmp_path / "ours", back) == len(tensors)
-    found = load_file(back)
-    assert set(found) == set(tensors)
-    for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
-        assert found[name].tobytes() == tensor.tobytes()
 
 
 def test_an_archive_and_the_dialect_of_diffusers_give_the_same_weights(tmp_path):
@@ -103,7 +71,7 @@ def test_the_manifest_tells_name_shape_dtype_sum_and_hash_of_every_tensor(tmp_pa
 )
 def test_what_time_passes_through_stays_float32(tmp_path, came, wish, wide, narrow):
     path, _ = published.write_kind(tmp_path / "in", "tavr", dtype=came)
-    options = options_of("tavr", dtype=wish)
+    options = published.options_of("tavr", dtype=wish)
     conversion.convert("tavr", path, tmp_path / "ours", options)
     leaves = flatten(checkpoint.open_converted(tmp_path / "ours")[0])
     for key in (
@@ -133,7 +101,7 @@ def test_what_time_passes_through_stays_float32(tmp_path, came, wish, wide, narr
 
 def test_training_reads_converted_weights_onto_its_own_mesh(tmp_path):
     path, tensors = published.write_kind(tmp_path / "in", "tavr")
-    options = options_of("tavr", mesh=sharding.MeshConfig(fsdp=2, tensor=2))
+    options = published.options_of("tavr", mesh=sharding.MeshConfig(fsdp=2, tensor=2))
     conversion.convert("tavr", path, tmp_path / "ours", options)
     parent, metadata = checkpoint.load_parent(tmp_path / "ours")
     pretrained.check_parent(published.TAVR, metadata, "ours")
@@ -177,7 +145,7 @@ def test_zeros_are_values_too(tmp_path):
 
 def test_files_are_cut_to_the_shards_of_the_mesh(tmp_path):
     path, _ = published.write_kind(tmp_path / "in", "wan")
-    options = options_of("wan", mesh=sharding.MeshConfig(fsdp=4, tensor=2))
+    options = published.options_of("wan", mesh=sharding.MeshConfig(fsdp=4, tensor=2))
     conversion.convert("wan", path, tmp_path / "ours", options)
     params = tmp_path / "ours" / checkpoint.PARAMS_NAME
     stored = json.loads((params / "blocks.attention.q.kernel/zarr.json").read_text())
@@ -188,7 +156,7 @@ def test_files_are_cut_to_the_shards_of_the_mesh(tmp_path):
 def test_a_network_that_sees_the_still_starts_from_weights_that_do_not(tmp_path):
     path, tensors = published.write_kind(tmp_path / "in", "tavr")
     conversion.convert(
-        "tavr", path, tmp_path / "ours", options_of("tavr", still_concat=True)
+        "tavr", path, tmp_path / "ours", published.options_of("tavr", still_concat=True)
     )
     params, metadata = checkpoint.load_weights(tmp_path / "ours")
     assert metadata["config"]["still_concat"]
@@ -199,29 +167,6 @@ def test_a_network_that_sees_the_still_starts_from_weights_that_do_not(tmp_path)
     export.export("tavr", tmp_path / "ours", tmp_path / "back.safetensors")
     back = load_file(tmp_path / "back.safetensors")["patch_embedding.weight"]
     np.testing.assert_array_equal(back[:, :, 0], weight)
-
-
-def test_weights_that_learnt_more_than_the_original_has_are_not_exported(tmp_path):
-    path, _ = published.write_kind(tmp_path / "in", "wan")
-    conversion.convert("wan", path, tmp_path / "ours", FEW)
-    params, metadata = checkpoint.load_weights(tmp_path / "ours")
-
-    def refused(match, change):
-        flat = {**flatten(params), **change}
-        tree = traverse_util.unflatten_dict(flat, sep="/")
-        checkpoint.save_weights(tmp_path / "w.safetensors", tree, metadata)
-        with pytest.raises(InputError, match=match):
-            export.export("wan", tmp_path / "w.safetensors", out)
-        assert not out.exists()
-
-    out = tmp_path / "back.safetensors"
-    role, kernel = "embed/still_role", "embed/patch/kernel"
-    refused(role, {role: np.ones(24, np.float32)})
-    refused("has room for 5 channels", {kernel: np.ones((28, 24), np.float32)})
-    refused("'extra/bias'", {"extra/bias": np.ones(2, np.float32)})
-    refused("head/bias", {"head/bias": np.ones(3, np.float32)})
-    with pytest.raises(InputError, match="holds wan"):
-        export.export("tavr", tmp_path / "ours", out)
 
 
 def test_every_wrong_tensor_is_counted_and_the_first_named(tmp_path):
@@ -245,12 +190,12 @@ def test_every_wrong_tensor_is_counted_and_the_first_named(tmp_path):
         assert part in message
 
 
-@pytest.mark.parametrize("asked", KINDS)
+@pytest.mark.parametrize("asked", published.KINDS)
 def test_a_checkpoint_of_another_network_is_named(tmp_path, asked):
-    given = KINDS[KINDS.index(asked) - 1]
+    given = published.KINDS[published.KINDS.index(asked) - 1]
     path, _ = published.write_kind(tmp_path / "in", given)
     with pytest.raises(InputError, match=f"tensors of {asked}, .* which is {given}"):
-        conversion.convert(asked, path, tmp_path / "ours", options_of(asked))
+        conversion.convert(asked, path, tmp_path / "ours", published.options_of(asked))
 
 
 def test_room_is_checked_before_anything_is_written(tmp_path, monkeypatch):
@@ -281,30 +226,6 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk"):
         conversion.convert("wan", path, tmp_path / "ours", FEW)
     assert not (tmp_path / "ours").exists()
-
-
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):
-    published.write_zip(tmp_path / "bad.pth", published.call("os.system"))
-    swapped, _ = published.write_kind(tmp_path / "vae", "wan-vae")
-    right, _ = published.write_kind(tmp_path / "in", "wan")
-    out = tmp_path / "out"
-    for arguments, words in (
-        (["tavr", tmp_path / "bad.pth", out], "os.system"),
-        (["tavr", swapped, out], "which is wan-vae"),
-        (["wan", tmp_path / "none", out], "does not exist"),
-        (["wan", right, out], "--heads"),
-        (["wan", right, out, "--heads=2", "--mesh=rows=2"], "fsdp=8,tensor=2"),
-        (["wan-vae", swapped, out, "--heads=2"], "are of tavr and wan"),
-        (["wan", right, out, "--to=safetensors"], ".safetensors file to write"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-        assert convert.cli() == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1 and words in error
-        assert not out.exists()
-    monkeypatch.setattr(sys, "argv", ["c", "wan", str(right), str(out), "--heads=2"])
-    assert convert.cli() == 0
-    assert "96 tensors" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(

@@ -95,7 +95,9 @@ def folder(tmp_path_factory):
     text = CARD.format(
         config=dataclasses.asdict(NETWORKS["tavr"]), size=HEIGHT, width=WIDTH
     )
-    (folder / "tiny_tavr.py").write_text(textwrap.dedent(text))
+    text = textwrap.dedent(text)
+    (folder / "tiny_tavr.py").write_text(text)
+    (folder / "exact.py").write_text(text.replace("bfloat16", "float32"))
     person = people.sample_person(0, 2)
     clip = clips.make_clip(person, scene=0, utterance=0, num_frames=FRAMES, size=160)
     frames = np.full((FRAMES, 160, 224, 3), 90, np.uint8)
@@ -147,6 +149,17 @@ def test_a_seed_repeats_a_video_and_another_does_not(run):
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.slow
+def test_four_devices_make_the_same_video_as_one(run, folder):
+    exact = {"config": folder / "exact.py"}
+    one, four = (
+        decode.read_video(run(name, devices=count, **exact)[1]).frames.astype(float)
+        for name, count in (("one", 1), ("four", 4))
+    )
+    # Of 255; sums in another order, decoded in float16, then compressed.
+    assert np.abs(one - four).mean() < 1
 
 
 @pytest.mark.slow
