@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("train", "sample", "prepare", "evaluate", "demo")
+COMMANDS = ("train", "sample", "prepare", "evaluate", "convert", "demo")
 
 
 def main() -> int:
