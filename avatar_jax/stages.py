@@ -15,7 +15,9 @@ from avatar_jax.training import optimizer
 from avatar_jax.types import InputError
 
 
-def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
+def make_flow_run(
+    config: ml_collections.ConfigDict, *, records: bool = True
+) -> config_module.Run:
     """Make a run of flow matching (stages 1 to 3).
 
     Args:
@@ -24,6 +26,8 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
         (OptimizerConfig), `preview` (num_steps, arguments of `make_evaluators`),
         `sampler` (fields of `Card` that the weights carry to `sample`); in stage 3 also
         `human` (HumanAwareConfig) and `cases` (arguments of `CaseEvaluator`).
+      records: False: for `avatar_jax.plan`, which compiles the step and has no records;
+        the run neither evaluates nor describes its weights.
 
     Raises:
       InputError: a value that its dataclass refuses.
@@ -46,10 +50,12 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
     objective = _add_judges(flow, video, judged)
     rates = build(optimizer.OptimizerConfig, values.pop("optimizer"))
     preview, cases = values.pop("preview"), values.pop("cases", None)
-    known = values.pop("sampler") | _describe(model.cfg, data, video)
-    card = build(pretrained.Card, known)
+    sampler = values.pop("sampler")
     train = build(config_module.TrainConfig, values)
-    evaluators = _make_evaluators(flow, video, data, card, preview, cases)
+    card, evaluators = None, ()
+    if records:
+        card = build(pretrained.Card, sampler | _describe(model.cfg, data, video))
+        evaluators = _make_evaluators(flow, video, data, card, preview, cases)
     return config_module.Run(
         train=train,
         objective=objective,
@@ -57,7 +63,7 @@ def make_flow_run(config: ml_collections.ConfigDict) -> config_module.Run:
         dataset=lambda index, count: pipeline.make_dataset(
             data, process_index=index, process_count=count
         ),
-        describe=lambda batch: card.to_metadata(),
+        describe=lambda batch: {} if card is None else card.to_metadata(),
         evaluators=evaluators,
         frozen_as_made=() if judged is None else ("judges",),
         check_parent=lambda metadata, path: pretrained.check_parent(
