@@ -36,17 +36,8 @@ def make_flow_run(
     data = build(pipeline.PipelineConfig, values.pop("data"))
     model = dit.AvatarDiT(build(DiTConfig, values.pop("model")))
     _check_reference(model.cfg, data)
-    chosen = build(flow_matching.FlowMatchingConfig, values.pop("objective"))
-    _check_motion(model.cfg, chosen)
     video = codec.DCTCodec(channels=model.cfg.channels)
-    flow = flow_matching.FlowMatching(
-        model,
-        video.energy,
-        chosen,
-        patch=model.cfg.patch,
-        motion_width=model.cfg.motion_width,
-    )
-    judged = values.pop("human", None)
+    flow, judged = _make_flow(model, video, values), values.pop("human", None)
     objective = _add_judges(flow, video, judged)
     rates = build(optimizer.OptimizerConfig, values.pop("optimizer"))
     preview, cases = values.pop("preview"), values.pop("cases", None)
@@ -69,6 +60,23 @@ def make_flow_run(
         check_parent=lambda metadata, path: pretrained.check_parent(
             model.cfg, metadata, path
         ),
+    )
+
+
+def _make_flow(
+    model: dit.AvatarDiT, video: codec.LatentCodec, values: dict
+) -> flow_matching.FlowMatching:
+    """Take the group `objective` out of the values and make it."""
+    chosen = config_module.build(
+        flow_matching.FlowMatchingConfig, values.pop("objective")
+    )
+    _check_motion(model.cfg, chosen)
+    return flow_matching.FlowMatching(
+        model,
+        video.energy,
+        chosen,
+        patch=model.cfg.patch,
+        motion_width=model.cfg.motion_width,
     )
 
 

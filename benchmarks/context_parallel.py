@@ -10,8 +10,6 @@ sends per block and forward pass, counted in the compiled program, and what eqs.
 of `avatar_jax.nn.context_parallel` say.
 """
 
-import math
-import re
 import sys
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from avatar_jax import command, sharding
 from avatar_jax.nn import context_parallel, layouts
+from avatar_jax.planning import collectives
 from benchmarks import attention_shapes
 
 REFERENCE = 48  # latents
@@ -29,8 +28,6 @@ RUNS = {
     "v6e:2x4": sharding.MeshConfig(data=1, context=8),
     "v5p:4x4x8": sharding.MeshConfig(data=4, context=32),
 }
-WIDTHS = {"bf16": 2, "f32": 4, "pred": 1, "s32": 4}
-RESULT = r"= (.*?) (all-to-all|collective-permute)(-start)?\("
 
 
 class Sent(NamedTuple):
@@ -86,7 +83,9 @@ def compare(
             *arrays
         )
         text = program.compile().as_text()
-    return layout, _count(text, layout), _predict(q, extra, layout)
+    sent = collectives.count(text, mesh.size).sent
+    counted = Sent(sent["all-to-all"], sent["collective-permute"])
+    return layout, counted, _predict(q, extra, layout)
 
 
 def layout_sharding(mesh, layout: layouts.Layout) -> NamedSharding:
@@ -118,19 +117,6 @@ def _predict(q, extra: int, layout: layouts.Layout) -> Sent:
     traded = 4 * rows + (2 * extra if r > 1 else 0)
     all_to_all = traded / layout.context * width * (u - 1) / u
     return Sent(all_to_all, 2 * (rows + extra) / r * width / u * (r - 1))
-
-
-def _count(text: str, layout: layouts.Layout) -> Sent:
-    """Add up the results of collectives; of an all-to-all a chip keeps 1 / u."""
-    sent = {"all-to-all": 0.0, "collective-permute": 0.0}
-    for result, kind, start in re.findall(RESULT, text):
-        total = 0
-        for dtype, dims in re.findall(r"(\w+)\[([\d,]+)\]", result):
-            total += WIDTHS.get(dtype, 0) * math.prod(map(int, dims.split(",")))
-        # A start returns what it was given, too.
-        sent[kind] += total / 2 if start else total
-    keep = (layout.ulysses - 1) / layout.ulysses
-    return Sent(sent["all-to-all"] * keep, sent["collective-permute"])
 
 
 if __name__ == "__main__":

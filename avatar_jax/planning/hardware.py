@@ -13,13 +13,13 @@ from avatar_jax.types import InputError
 
 GIB = 2**30
 TPU_KINDS = ("v5e", "v5p", "v6e", "tpu7x")
-# Bytes that the TPU compiler itself grants a program on one device: what it says when
-# one does not fit ("used .. of .. hbm"). The runtime keeps the rest. A chip of tpu7x is
-# two devices, and has twice this.
+# Bytes of one device, and what the TPU compiler itself grants a program ("exceeds
+# available HBM (31.24G)"): the runtime keeps the rest. Of v5p it would grant 95.73 GiB,
+# more than is sold; a GiB less than that is taken. A chip of tpu7x is two devices.
 TPU_MEMORY = {
     "v5e": (16 * GIB, int(15.75 * GIB)),
-    "v5p": (95 * GIB, int(95.74 * GIB)),
-    "v6e": (32 * GIB, int(31.25 * GIB)),
+    "v5p": (95 * GIB, 94 * GIB),
+    "v6e": (32 * GIB, int(31.24 * GIB)),
     "tpu7x": (96 * GIB, int(94.74 * GIB)),
 }
 # Of GPUs jax takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.

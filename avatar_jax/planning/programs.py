@@ -15,8 +15,11 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 # Without a GPU XLA cannot time tilings of its own kernels for products, and fails where
 # its first guess does not work; cuBLAS needs no guess.
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
-# A TPU compiler's refusal: "Used 40.10G of 31.25G hbm".
-_OUT_OF_MEMORY = re.compile(r"[Uu]sed ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
+# Refusals; the number has everything in it, arguments too.
+_OUT_OF_MEMORY = (
+    re.compile(r"\(([\d.]+)([KMG]?)\) exceeds available HBM"),
+    re.compile(r"[Uu]sed ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +99,11 @@ def compile_program(
         options = OPTIONS.get(devices[0].platform)
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        found = _OUT_OF_MEMORY.search(str(error))
+        found = _find_needed(str(error))
         if found is None:
             raise
         seconds = time.perf_counter() - start
-        needed = int(float(found[1]) * UNITS[found[2]])
-        return Compiled(name, seconds, needed=needed, model_flops=model_flops)
+        return Compiled(name, seconds, needed=found, model_flops=model_flops)
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     return Compiled(
@@ -116,6 +118,15 @@ def compile_program(
         model_flops=model_flops,
         traffic=collectives.count(compiled.as_text(), len(devices)),
     )
+
+
+def _find_needed(error: str) -> int | None:
+    """Return the bytes that a program would need of which a compiler says so."""
+    for pattern in _OUT_OF_MEMORY:
+        found = pattern.search(error)
+        if found:
+            return int(float(found[1]) * UNITS[found[2]])
+    return None
 
 
 def _size(leaf: jax.ShapeDtypeStruct) -> int:

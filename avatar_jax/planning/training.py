@@ -139,6 +139,12 @@ def shape_state(run: Run, batch: Tree) -> state_module.TrainState:
     return jax.eval_shape(make, row)
 
 
+def describe_state(run: Run, mesh: Mesh, batch: Tree) -> state_module.TrainState:
+    """Lay the state on the mesh as `training.state` does."""
+    made = shape_state(run, batch)
+    return programs.place(made, sharding.parameter_shardings(made, mesh))
+
+
 def place_batch(batch: Clip, mesh: Mesh) -> Clip:
     """Lay a described batch on the mesh as the loop does."""
     rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
@@ -149,8 +155,7 @@ def lower(run: Run, mesh: Mesh, batch: Clip) -> tuple[jax.stages.Lowered, Tree]:
     """Lower the step that the loop compiles; also return the described state."""
     micro = run.train.micro_batches
     sharding.check_batch(batch.target.latents.shape[0], mesh, micro_batches=micro)
-    state = shape_state(run, batch)
-    state = programs.place(state, sharding.parameter_shardings(state, mesh))
+    state = describe_state(run, mesh, batch)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LOGICAL_RULES):
         lowered = step.jit_step(run, state).lower(state, place_batch(batch, mesh))
     return lowered, state

@@ -91,7 +91,7 @@ def picture_rows(tree: Tree, mesh: Mesh) -> Tree:
     devices = mesh.shape[layouts.CONTEXT]
     divided = PartitionSpec(None, None, layouts.CONTEXT)
 
-    def find(leaf: jax.Array) -> NamedSharding:
+    def find(leaf: Any) -> NamedSharding:
         fits = len(leaf.shape) == 5 and leaf.shape[2] % devices == 0
         return NamedSharding(mesh, divided if fits else PartitionSpec())
 
