@@ -45,9 +45,10 @@ from benchmarks.versus_processes import Trial
 
 GOAL = 1.33  # torch / ours
 LENGTHS = (5, 12, 48)  # latents of a reference
-# Root mean square of the difference of outputs over that of torch's. 30 layers of 1536 in
-# bfloat16, on 48 rows: ours is 0.012 off torch's, and torch's 0.011 off its own float32.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
+# Root mean square of the difference of outputs over that of torch's. 30 layers of 1,536
+# in bfloat16 (48 rows, on a CPU): ours is 0.020 off torch's, which is 0.015 off its own
+# in float32.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 BACKENDS = ("_native_cudnn", "_native_flash", "native")  # of diffusers; SDPA of torch
 MODES = ("default", "max-autotune-no-cudagraphs")
 IMPLEMENTATIONS = ("triton", "mosaic_gpu")
