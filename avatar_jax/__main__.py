@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = ("train", "sample", "prepare", "evaluate", "convert", "demo")
+COMMANDS = ("train", "sample", "prepare", "evaluate", "convert", "plan", "demo")
 
 
 def main() -> int:

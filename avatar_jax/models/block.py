@@ -108,6 +108,11 @@ class Block(nn.Module):
         )
         x = self._text(x, self._merge(mixed), gate, context.text)
         generated, still = _split_frames(x, context.frames)
+        # Devices that divide rows now divide each frame's: whole frames would not come
+        # out even, and speech would be heard by all of them.
+        generated = nn.with_logical_constraint(
+            generated, ("batch", None, "tokens", "width")
+        )
         if context.audio is not None:
             generated = generated + self.audio.target(
                 generated, context.audio, context.audio_slots

@@ -127,6 +127,7 @@ def test_programs_need_the_same_memory_for_long_videos(wan):
     assert temporary(40) <= temporary(4) + 40 * 2 * 3 * 5 * 4
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter_and_survive_black_frames():
     video = random_video(5, batch=1).at[:, :, :8].set(0)
     params = random_params(SHALLOW)

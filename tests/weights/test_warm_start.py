@@ -86,6 +86,7 @@ def full():
     return warm_start.initialise(FULL, tensors, jax.random.key(7))
 
 
+@pytest.mark.slow
 def test_step_0_is_wan_and_one_update_is_not():
     parent, tensors = PARENTS["wan"], published.make_tensors("wan")
     grown = dataclasses.replace(FULL, rotary_scale=parent.rotary_scale)
@@ -114,6 +115,7 @@ def test_step_0_is_wan_and_one_update_is_not():
     assert float(jnp.abs(run(grown, stepped, told) - expected).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_step_0_is_tavr(full):
     tensors = published.make_tensors("tavr")
     parent = PARENTS["tavr"]
@@ -124,6 +126,7 @@ def test_step_0_is_tavr(full):
     chex.assert_trees_all_close(run(FULL, full, told), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropped_identity_and_crops_leave_the_parent_as_it_was(full):
     _, told = make_conditions("tavr")
     absent = run(FULL, full, told)
