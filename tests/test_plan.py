@@ -12,6 +12,8 @@ from avatar_jax import command, plan
 from avatar_jax.planning import hardware, plans, programs
 from avatar_jax.types import InputError
 
+pytestmark = pytest.mark.slow
+
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs libtpu, which is for Linux on x86-64",

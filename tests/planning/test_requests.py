@@ -13,6 +13,8 @@ from avatar_jax.planning import programs, requests
 from avatar_jax.sampling import chunk, passes, placement, pretrained, runs
 from avatar_jax.types import Conditions, InputError, count_frames
 
+pytestmark = pytest.mark.slow
+
 SIDES, LATENTS, TEXT = (32, 48), 3, 5
 TAVR = dit_config.DiTConfig(
     width=32,
