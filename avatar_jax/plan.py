@@ -124,7 +124,13 @@ def _plan_training(
     shape = _shape_batch(cfg, config, asked.pixels or training_plan.PIXELS)
     mesh_config = asked.mesh or run.train.mesh
     if mesh_config == sharding.MeshConfig():
-        mesh_config = training_plan.choose_mesh(run, cfg, shape, hardware)
+        mesh_config = training_plan.choose_mesh(
+            run,
+            cfg,
+            shape,
+            num_devices=len(hardware.devices),
+            usable=hardware.usable,
+        )
     mesh = sharding.make_mesh(mesh_config, hardware.devices)
     height, width = (side * cfg.spatial_stride for side in (shape.height, shape.width))
     subject = (

@@ -17,7 +17,6 @@ from avatar_jax.data import transforms
 from avatar_jax.models import umt5
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.planning import flops, plans, programs
-from avatar_jax.planning.hardware import Hardware
 from avatar_jax.training import optimizer, step
 from avatar_jax.training import state as state_module
 from avatar_jax.training.config import Run
@@ -212,12 +211,15 @@ def count_text_rows(cfg: DiTConfig) -> int:
 
 
 def choose_mesh(
-    run: Run, cfg: DiTConfig, shape: BatchShape, hardware: Hardware
+    run: Run, cfg: DiTConfig, shape: BatchShape, *, num_devices: int, usable: int
 ) -> sharding.MeshConfig:
     """Spread clips and parameters over `fsdp`, and rows over `context` where needed.
 
     The largest `fsdp` with which state and activations seem to fit is taken, since rows
     on several devices cost traffic in every block. The compiler has the last word.
+
+    Args:
+      usable: bytes of a device.
     """
     made = shape_state(run, describe_batch(cfg, shape))
     state = programs.count_bytes(made) + programs.count_bytes(made.params)  # gradients
@@ -225,17 +227,17 @@ def choose_mesh(
     clip = (rows.target + rows.reference) * cfg.compute_dtype.itemsize
     block = BLOCK_WIDTHS * cfg.width + BLOCK_MLPS * cfg.mlp_width
     clip *= cfg.layers * cfg.width + block if cfg.remat else cfg.layers * block
-    count, parts = len(hardware.devices), run.train.micro_batches
+    parts = run.train.micro_batches
     fitting = [
         n
-        for n in range(1, count + 1)
-        if count % n == 0 and shape.clips % (n * parts) == 0
+        for n in range(1, num_devices + 1)
+        if num_devices % n == 0 and shape.clips % (n * parts) == 0
     ] or [1]
     for fsdp in reversed(fitting):
         clips = shape.clips // (fsdp * parts)
-        if state / fsdp + clips * clip * fsdp / count <= hardware.usable:
+        if state / fsdp + clips * clip * fsdp / num_devices <= usable:
             break
-    return sharding.MeshConfig(data=1, fsdp=fsdp, context=count // fsdp)
+    return sharding.MeshConfig(data=1, fsdp=fsdp, context=num_devices // fsdp)
 
 
 def _flow(run: Run) -> Any:

@@ -88,11 +88,8 @@ def test_the_mesh_spreads_clips_first_and_rows_where_memory_asks_for_it():
     cfg = run.objective.model.cfg
     shape = training.BatchShape(8, 5, SIDE, SIDE, 64)
 
-    class Device:
-        devices, usable = (None,) * 16, 10**12
+    def choose(usable):
+        return training.choose_mesh(run, cfg, shape, num_devices=16, usable=usable)
 
-    assert training.choose_mesh(run, cfg, shape, Device) == sharding.MeshConfig(1, 8, 2)
-    Device.usable = 1
-    assert training.choose_mesh(run, cfg, shape, Device) == sharding.MeshConfig(
-        1, 1, 16
-    )
+    assert choose(10**12) == sharding.MeshConfig(data=1, fsdp=8, context=2)
+    assert choose(1) == sharding.MeshConfig(data=1, fsdp=1, context=16)
