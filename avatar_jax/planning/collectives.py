@@ -48,7 +48,7 @@ class Traffic:
     @property
     def total(self) -> float:
         """Bytes of all kinds."""
-        return sum(self.sent.values())
+        return sum(self.sent.values(), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

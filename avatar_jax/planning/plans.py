@@ -41,7 +41,7 @@ class Programs:
     phases: tuple[Phase, ...]
     main: str
     encoders: dict[str, int] = dataclasses.field(default_factory=dict)
-    optimizer_flops: float = 0.0
+    optimizer_flops: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Compiled:
     reused: int = 0
     twice: int = 0
     needed: int | None = None
-    model_flops: float = 0.0
+    model_flops: int = 0
     traffic: collectives.Traffic = collectives.Traffic({})
 
     @property
@@ -90,7 +90,7 @@ def compile_program(
     lowered: jax.stages.Lowered,
     *,
     devices: Sequence[jax.Device],
-    model_flops: float,
+    model_flops: int,
     twice: int = 0,
 ) -> Compiled:
     """Compile and read what the compiler says; a program too large is one, too."""

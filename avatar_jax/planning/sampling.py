@@ -56,7 +56,7 @@ def _plan_reference(request: requests.Request, mesh: Mesh) -> plans.Phase:
     compiled = programs.compile_program(
         "reference",
         lowered,
-        devices=mesh.devices.flat[:],
+        devices=list(mesh.devices.flat),
         model_flops=flops.reference_pass(request.model.cfg, request.rows),
     )
     others = (request.caches[1:], request.codec)
@@ -89,7 +89,7 @@ def _plan_chunk(request: requests.Request, mesh: Mesh) -> plans.Phase:
     compiled = programs.compile_program(
         "chunk",
         lowered,
-        devices=mesh.devices.flat[:],
+        devices=list(mesh.devices.flat),
         model_flops=settings.num_steps * calls * once,
         twice=programs.count_repeats(request.passes),
     )
@@ -101,7 +101,7 @@ def _plan_decoding(request: requests.Request, mesh: Mesh) -> plans.Phase:
     latents = request.noise.latents
     lowered = chunk.decode_pixels.lower(request.codec, request.decoder, latents)
     compiled = programs.compile_program(
-        "decode", lowered, devices=mesh.devices.flat[:], model_flops=0.0
+        "decode", lowered, devices=list(mesh.devices.flat), model_flops=0
     )
     others = (request.params, request.caches)
     return plans.Phase(compiled, beside=programs.count_bytes(others))

@@ -168,7 +168,7 @@ def plan(run: Run, cfg: DiTConfig, shape: BatchShape, mesh: Mesh) -> plans.Progr
     compiled = programs.compile_program(
         "step",
         lowered,
-        devices=mesh.devices.flat[:],
+        devices=list(mesh.devices.flat),
         model_flops=flops.train_step(
             cfg, count_rows(cfg, shape), clips=shape.clips, self_feeding=feeding
         ),

@@ -85,8 +85,10 @@ def make_passes(card, request):
     return made, noise
 
 
-@pytest.mark.parametrize("card", [CARD, MOVING], ids=["tavr", "moving"])
-def test_passes_are_those_that_sampling_makes(card):
+@pytest.mark.parametrize(
+    "card, distinct", [(CARD, 2), (MOVING, 3)], ids=["tavr", "moving"]
+)
+def test_passes_are_those_that_sampling_makes(card, distinct):
     mesh = placement.make_mesh(jax.devices()[:1])
     request = requests.describe(card, mesh)
     made, noise = make_passes(card, request)
@@ -94,7 +96,7 @@ def test_passes_are_those_that_sampling_makes(card):
     chex.assert_trees_all_equal_shapes_and_dtypes(noise, request.noise)
     shared = [made.full, made.negative, made.without_audio, made.without_motion]
     caches = {id(told.reference.k) for told in shared if told is not None}
-    assert len(caches) == len(request.caches) == 2
+    assert len(caches) == len(request.caches) == distinct
 
 
 def test_parameters_are_rounded_where_they_work_in_bfloat16_alone():
