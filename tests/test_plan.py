@@ -1,4 +1,4 @@
-"""Plans through the TPU compiler, which needs no TPU (~60 s on 2 cores)."""
+"""Plans through the TPU compiler, which needs no TPU (~20 s on 2 cores)."""
 
 import dataclasses
 import importlib.util
@@ -11,8 +11,6 @@ import pytest
 from avatar_jax import command, plan
 from avatar_jax.planning import hardware, plans, programs
 from avatar_jax.types import InputError
-
-pytestmark = pytest.mark.slow
 
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -82,6 +80,7 @@ def test_sampling_is_planned_for_four_chips(card, capsys):
 
 @pytest.mark.slow
 @needs_tpu_compiler
+@pytest.mark.slow
 def test_sizes_of_the_command_line_replace_those_of_the_card(card, capsys):
     sizes = ["--frames", 13, "--size", "32x64", "--references", 3]
     shown, found = run(capsys, "--config", card, "--topology", "v5e:1x1", *sizes)
@@ -94,6 +93,7 @@ def test_sizes_of_the_command_line_replace_those_of_the_card(card, capsys):
 
 @pytest.mark.slow
 @needs_tpu_compiler
+@pytest.mark.slow
 def test_training_is_planned_without_records(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no folder of records here
     small = ["width=32", "mlp_width=48", "heads=2", "layers=2", "detail_width=8"]

@@ -24,6 +24,7 @@ from avatar_jax.types import (
     VideoMotion,
     count_frames,
 )
+from avatar_jax.weights import leaves
 
 Tree = Any
 OVERLAP = video.Plan.overlap  # latents of a chunk that the one before has made
@@ -61,14 +62,12 @@ def describe(card: pretrained.Card, mesh: Mesh) -> Request:
     """
     cfg, model = card.config, dit.AvatarDiT(card.config)
     settings, item = pretrained.choose_settings(card), _latent_shape(card)
-    params = jax.eval_shape(
-        functools.partial(placement.round_parameters, dtype=cfg.dtype),
-        pretrained.expected_shapes(model, card),
-    )
+    params = _describe_parameters(model, card)
     text = _array(1, card.text_length, cfg.text_width)
     reference, caches = _describe_reference(card, item), ()
     if reference is not None:
-        made = jax.eval_shape(model_cache(model), params, reference, text)
+        run = functools.partial(chunk.cache_reference, model)
+        made = jax.eval_shape(run, params, reference, text)
         reference = _keep_whole(reference, mesh)
         where = placement.cache(made, mesh)
         caches = tuple(
@@ -94,9 +93,17 @@ def describe(card: pretrained.Card, mesh: Mesh) -> Request:
     )
 
 
-def model_cache(model: dit.AvatarDiT) -> Any:
-    """Return the reference pass of a model, as it is jitted for sampling."""
-    return functools.partial(chunk.cache_reference, model)
+def _describe_parameters(model: dit.AvatarDiT, card: pretrained.Card) -> Tree:
+    """Describe weights as `convert` leaves them: fine leaves stay float32."""
+
+    def describe(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype = leaves.choose_dtype(name, (), card.config.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    return jax.tree_util.tree_map_with_path(
+        describe, pretrained.expected_shapes(model, card)
+    )
 
 
 def _array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

@@ -7,15 +7,12 @@ chunk's latents. What a program does not read, lies beside it.
 
 import math
 
-import flax.linen as nn
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
 from avatar_jax.models import umt5, wav2vec2
 from avatar_jax.planning import flops, plans, programs, requests
 from avatar_jax.sampling import chunk, placement, pretrained
-from avatar_jax.types import Reference, ReferenceCache
 from avatar_jax.weights import umt5 as umt5_weights
 from avatar_jax.weights import wav2vec2 as wav2vec2_weights
 
@@ -39,20 +36,9 @@ def plan(card: pretrained.Card, mesh: Mesh) -> plans.Programs:
     return plans.Programs(parts, tuple(made), main="chunk", encoders=_encoders(card))
 
 
-def cache_reference(
-    model: nn.Module,
-    params: dict,
-    reference: Reference,
-    null_text: Float[Array, "B L Dt"],
-) -> ReferenceCache:
-    """Run the reference pass of sampling, which leaves its cache in its places."""
-    made = chunk.cache_reference(model, params, reference, null_text)
-    return placement.constrain_cache(made)
-
-
 def _plan_reference(request: requests.Request, mesh: Mesh) -> plans.Phase:
     held = (request.params, request.reference, request.null_text)
-    lowered = jax.jit(cache_reference, static_argnums=0).lower(request.model, *held)
+    lowered = chunk.cache_reference.lower(request.model, *held)
     compiled = programs.compile_program(
         "reference",
         lowered,

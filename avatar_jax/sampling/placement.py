@@ -12,13 +12,11 @@ is small (latents, prompts, speech) is on every device.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from avatar_jax import sharding
@@ -26,9 +24,6 @@ from avatar_jax.nn import layouts
 from avatar_jax.types import ReferenceCache
 
 Tree = Any
-
-# Modules that work in float32 whatever the dtype of activations.
-_EXACT = re.compile(r"/(time|modulation|guidance)/")
 
 
 def make_mesh(
@@ -96,17 +91,3 @@ def picture_rows(tree: Tree, mesh: Mesh) -> Tree:
         return NamedSharding(mesh, divided if fits else PartitionSpec())
 
     return jax.tree.map(find, tree)
-
-
-def round_parameters(params: Tree, dtype: jax.typing.DTypeLike) -> Tree:
-    """Round the kernels that work in `dtype` anyway, which halves what is kept.
-
-    All else, and what works in float32, keeps its digits.
-    """
-
-    def rounded(path: tuple, leaf: jax.Array) -> jax.Array:
-        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
-        keeps = not name.endswith("/kernel") or _EXACT.search(name)
-        return leaf if keeps else leaf.astype(jnp.dtype(dtype))
-
-    return jax.tree_util.tree_map_with_path(rounded, params)

@@ -17,8 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "objectives"))
 from random_judges import random_judges
 from stage_runs import PERSONAL, SIDE, SMALL, STAGES, make_config, write_records
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
