@@ -81,7 +81,9 @@ def count(text: str, num_devices: int) -> Traffic:
                 found = _count_turns(op, computations)
                 unknown += found is None
                 turns = found or 1
-            if kind not in KINDS:  # their computations add numbers
+            # Computations of collectives add numbers; the rest of what has been
+            # started names its computation again.
+            if kind not in KINDS and kind not in ("async-update", "async-done"):
                 waiting += [(called, times * turns) for called in _called(op)]
     return Traffic(sent, unknown)
 

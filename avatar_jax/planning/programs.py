@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -96,8 +98,7 @@ def compile_program(
     """Compile and read what the compiler says; a program too large is one, too."""
     start = time.perf_counter()
     try:
-        options = OPTIONS.get(devices[0].platform)
-        compiled = lowered.compile(compiler_options=options)
+        compiled, text = _compile(lowered, devices[0].platform)
     except jax.errors.JaxRuntimeError as error:
         found = _find_needed(str(error))
         if found is None:
@@ -116,8 +117,26 @@ def compile_program(
         reused=memory.alias_size_in_bytes,
         twice=twice,
         model_flops=model_flops,
-        traffic=collectives.count(compiled.as_text(), len(devices)),
+        traffic=collectives.count(text, len(devices)),
     )
+
+
+def _compile(
+    lowered: jax.stages.Lowered, platform: str
+) -> tuple[jax.stages.Compiled, str]:
+    """Compile; also return the program's text.
+
+    libtpu writes its own: jax does not read all that its compiler says.
+    """
+    options = OPTIONS.get(platform, {})
+    if platform != "tpu":
+        compiled = lowered.compile(compiler_options=options)
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options | dumped)
+        texts = list(Path(folder).glob("*.after_optimizations.txt"))
+        return compiled, texts[0].read_text() if texts else compiled.as_text()
 
 
 def _find_needed(error: str) -> int | None:
