@@ -3,8 +3,7 @@
 Order (Avatar V, figure 1): self-attention (AdaLN), text, audio, motion, feed-forward
 (AdaLN). Reference rows never look at target rows, so the reference pass runs first,
 alone and once; the target pass reads its keys and values. Choice: motion enters every
-block, not every k-th: blocks are one scan over stacked parameters, and four tokens per
-latent frame cost little.
+block, not every k-th: blocks are one scan, and four tokens per latent cost little.
 """
 
 import functools
@@ -19,6 +18,8 @@ from jaxtyping import Array, Float
 from avatar_jax.models import audio, motion, tokens
 from avatar_jax.models.dit_config import DiTConfig
 from avatar_jax.nn import attention, context_parallel, feedforward, fused, norms
+
+CELLS = ("batch", None, "tokens", "width")  # logical axes of generated frames
 
 
 @struct.dataclass
@@ -106,13 +107,10 @@ class Block(nn.Module):
             reference_valid=reference_valid,
             implementation=self.cfg.attention,
         )
-        x = self._text(x, self._merge(mixed), gate, context.text)
+        x = self._text(x, self._output(self.attention, mixed), gate, context.text)
         generated, still = _split_frames(x, context.frames)
-        # Devices that divide rows now divide each frame's: whole frames would not come
-        # out even, and speech would be heard by all of them.
-        generated = nn.with_logical_constraint(
-            generated, ("batch", None, "tokens", "width")
-        )
+        # A share of every frame for each device: whole frames do not come out even.
+        generated = nn.with_logical_constraint(generated, CELLS)
         if context.audio is not None:
             generated = generated + self.audio.target(
                 generated, context.audio, context.audio_slots
@@ -144,7 +142,7 @@ class Block(nn.Module):
             segment_ids=rows.segment_ids,
             implementation=self.cfg.attention,
         )
-        x = self._text(x, self._merge(mixed), gate, context.text)
+        x = self._text(x, self._output(self.attention, mixed), gate, context.text)
         is_video = ~rows.is_face[..., None]
         if context.audio is not None:
             heard = self.audio.reference(
@@ -188,9 +186,6 @@ class Block(nn.Module):
         q, k, v = (attention.split_heads(a, self.cfg.heads) for a in parts)
         names = ("batch", "tokens", "heads", None)
         return tuple(nn.with_logical_constraint(a, names) for a in (q, k, v))
-
-    def _merge(self, mixed: Float[Array, "B T N K"]) -> Float[Array, "B T D"]:
-        return self._output(self.attention, mixed)
 
     def _output(
         self, layer: attention.Attention, mixed: Float[Array, "B T N K"]
