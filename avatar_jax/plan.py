@@ -7,10 +7,10 @@ downloaded, no records and no weights are needed.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from typing import Any
 
+import jax
 import ml_collections
 
 from avatar_jax import command, sharding
@@ -272,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
 def cli() -> int:
     """Run the command; 2 for bad input."""
     # Nothing runs on a device here; a chip that this machine has is left alone.
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     return command.run(main)
 
 
